@@ -1,0 +1,1 @@
+"""Nouns of the package: volumes, geometry, provenance, marks and records. No I/O and no models here."""

@@ -1,0 +1,1 @@
+"""Forensic detectors: networks, and inference from slices or blocks to a verdict. Never imports tamper."""

@@ -1,0 +1,1 @@
+"""Measurements and operations on voxels that know nothing of forging: resampling, lung, noise, degradation."""

@@ -1,0 +1,1 @@
+"""Synthetic chest CT patients: anatomy, nodules, acquisition physics. No download."""

@@ -1,0 +1,1 @@
+"""Recipes, one training loop for every model, checkpoints with their cards."""

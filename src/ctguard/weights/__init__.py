@@ -1,0 +1,1 @@
+"""Default weights (fp16 safetensors), each with its card."""
