@@ -1,0 +1,128 @@
+"""Training patches for 2-D detectors, from a folder of forgeries and the pristine scans beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ctguard import io
+from ctguard.core.console import progress
+from ctguard.core.errors import DataError
+from ctguard.core.records import Edit, Split
+from ctguard.image.lung import lung_mask
+from ctguard.io.cases import case_path, read_cases
+from ctguard.io.forgeries import Forgery, read_manifest
+
+
+@dataclass(frozen=True, eq=False)
+class ForgedScan:
+    """A pristine scan, the forgeries of it, and the bounding box of its lungs (first, last per axis)."""
+
+    hu: NDArray[Any]
+    forgeries: tuple[Forgery, ...]
+    lung_box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+def read_slices(folder: Path, split: Split, generators: Sequence[str]) -> list[ForgedScan]:
+    """All scans of a split that have forgeries by these generators, in memory. Raises DataError where there is none."""
+    index, forgeries = read_manifest(folder)
+    by_scan: dict[str, list[Forgery]] = {}
+    for forgery in forgeries:
+        if forgery.edit.generator in generators:
+            by_scan.setdefault(forgery.scan_id, []).append(forgery)
+    chosen = [case for case in read_cases(index) if case.split == split and case.scan_id in by_scan]
+    if not chosen:
+        raise DataError(f"no {split} scan has a forgery by {', '.join(generators)}", where=folder)
+    scans = []
+    for case in progress(chosen, f"reading {split} scans", len(chosen)):
+        volume = io.read(case_path(index, case), allow_gaps=True)
+        lung = lung_mask(volume)
+        spans = [np.flatnonzero(lung.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+        z, y, x = (
+            (int(s[0]), int(s[-1])) if len(s) else (0, n - 1) for s, n in zip(spans, volume.hu.shape, strict=True)
+        )
+        scans.append(ForgedScan(volume.hu, tuple(by_scan[case.scan_id]), (z, y, x)))
+    return scans
+
+
+@dataclass(frozen=True)
+class SliceBatches:
+    """Batches of patches as a function of the step.
+
+    Half of a batch shows an edit; a quarter the same place of the pristine scan, so that content tells nothing; a
+    quarter a random place of the pristine lungs. Flips and right-angle turns augment.
+    """
+
+    scans: Sequence[ForgedScan]
+    batch: int
+    seed: int
+    patch: int = 128
+    augment: bool = True
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """x HU, mask, ignore: float32 (batch, 1, patch, patch); label: float32 (batch)."""
+        rng = np.random.default_rng([self.seed, step])
+        shape = (self.batch, 1, self.patch, self.patch)
+        x, mask = np.full(shape, -1024, np.float32), np.zeros(shape, np.float32)
+        ignore = np.ones(shape, np.float32)
+        for i in range(self.batch):
+            scan = self.scans[rng.integers(len(self.scans))]
+            forgery = scan.forgeries[rng.integers(len(scan.forgeries))]
+            planes = self._planes(scan, forgery, i % 4, rng)
+            turns, flip = (int(rng.integers(4)), rng.random() < 0.5) if self.augment else (0, False)
+            for target, plane in zip((x, mask, ignore), planes, strict=True):
+                target[i, 0] = np.flip(np.rot90(plane, turns), 0) if flip else np.rot90(plane, turns)
+        label = (mask.max(axis=(1, 2, 3)) > 0).astype(np.float32)
+        arrays = {"x": x, "mask": mask, "ignore": ignore, "label": label}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _planes(
+        self, scan: ForgedScan, forgery: Forgery, kind: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """HU, mask and ignore (outside of the scan) of one patch. kind 0, 1: forged; 2: same place; 3: any lung."""
+        edit = forgery.edit
+        if kind == 3:
+            z, y, x = (int(rng.integers(low, high + 1)) for low, high in scan.lung_box)
+        else:
+            z = _edited_slice(edit, rng)
+            reach = self.patch // 4
+            y, x = (
+                start + n // 2 + int(rng.integers(-reach, reach + 1))
+                for start, n in zip(edit.box_start_zyx[1:], edit.mask.shape[1:], strict=True)
+            )
+        plane = scan.hu[z].astype(np.float32)
+        truth = np.zeros(plane.shape, np.float32)
+        if kind < 2:
+            row = z - edit.box_start_zyx[0]
+            window = tuple(slice(a, a + n) for a, n in zip(edit.box_start_zyx[1:], edit.mask.shape[1:], strict=True))
+            plane[window] = forgery.block[row]
+            truth[window] = edit.mask[row]
+        corner = (y - self.patch // 2, x - self.patch // 2)
+        seen = np.zeros(plane.shape, np.float32)
+        return (
+            _crop(plane, corner, self.patch, -1024.0),
+            _crop(truth, corner, self.patch, 0.0),
+            _crop(seen, corner, self.patch, 1.0),
+        )
+
+
+def _edited_slice(edit: Edit, rng: np.random.Generator) -> int:
+    """A slice of the edit, in proportion to its changed voxels."""
+    weights = edit.mask.sum(axis=(1, 2)).astype(np.float64)
+    return edit.box_start_zyx[0] + int(rng.choice(len(weights), p=weights / weights.sum()))
+
+
+def _crop(plane: NDArray[np.float32], corner: tuple[int, int], side: int, outside: float) -> NDArray[np.float32]:
+    patch = np.full((side, side), outside, np.float32)
+    (y0, x0), (height, width) = corner, plane.shape
+    y = slice(max(y0, 0), min(y0 + side, height))
+    x = slice(max(x0, 0), min(x0 + side, width))
+    patch[y.start - y0 : y.stop - y0, x.start - x0 : x.stop - x0] = plane[y, x]
+    return patch

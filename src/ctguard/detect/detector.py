@@ -1,0 +1,51 @@
+"""What every detector is: a network from HU to one score and one map, and the losses that train it.
+
+Slices against volumes is the job of `infer`; thresholds are found by a benchmark and stored in the card. A detector
+never learns which generator made a forgery, and reads nothing but voxels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ctguard.core.errors import RecipeError
+
+Batch = dict[str, Tensor]
+"""A training batch: "x" HU float32 (b, 1, ...), "mask" 0/1 (b, 1, ...), "label" 0/1 (b), and "ignore" 0/1
+(b, 1, ...) where some voxels count neither way (changed voxels beyond the nominal cube, for one)."""
+
+
+class Detector(nn.Module, ABC):
+    """A detector. It is also trainable: `turns`, `optimizers` and `step` are all that the training loop knows of it.
+
+    window_hu: what the network sees; HU outside it are clipped inside `forward`.
+    dims: 2 where `forward` takes slices (b, 1, y, x), 3 where it takes blocks (b, 1, z, y, x).
+    turns: the parts that are trained one after the other within a step; each names its optimizer.
+    """
+
+    window_hu: tuple[float, float]
+    dims: Literal[2, 3]
+    turns: tuple[str, ...] = ("detector",)
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """HU (b, 1, ...) of any size to the score's logit (b) and the map's logit (b, 1, ...), same size as x."""
+
+    @abstractmethod
+    def step(self, batch: Batch, turn: str) -> dict[str, Tensor]:
+        """Scalar losses of one batch. "loss" is the one to minimise, the others are for the log."""
+
+    def optimizers(self, settings: Mapping[str, Any]) -> dict[str, torch.optim.Optimizer]:
+        """AdamW over all parameters. settings: "lr" and, unless 1e-4, "weight_decay".
+
+        Raises RecipeError without a learning rate.
+        """
+        if "lr" not in settings:
+            raise RecipeError("no learning rate", where="recipe", remedy="set lr, for example lr = 1e-3")
+        decay = float(settings.get("weight_decay", 1e-4))
+        return {self.turns[0]: torch.optim.AdamW(self.parameters(), lr=float(settings["lr"]), weight_decay=decay)}

@@ -1,0 +1,107 @@
+"""An acquisition of a patient: tissue sampled through the slice profile, blurred by the kernel, with its noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctguard.core.geometry import Geometry
+from ctguard.phantom import physics
+from ctguard.phantom.anatomy import Anatomy
+from ctguard.phantom.fields import F32, F64, Axes, grid_axes, linear_weights, separable
+from ctguard.phantom.metal import streaks
+from ctguard.phantom.nodules import Nodule, paint_nodule
+from ctguard.phantom.physics import Kernel
+from ctguard.phantom.tissue import Canvas, paint_chest, paint_lungs
+
+_SUB_MM = 1.3
+_CHUNK = 24
+_NOISE_PLANE_MM = 10.0
+_EDGE = 6
+
+
+@dataclass(frozen=True)
+class Scan:
+    """How one volume is taken: grid, dose (mAs), kernel, slice thickness (mm), noise seed, and metal in the patient."""
+
+    geometry: Geometry
+    dose_mas: float
+    kernel: Kernel
+    thickness_mm: float
+    seed: int
+    metal: bool
+
+
+def attenuation(a: Anatomy, nodules: tuple[Nodule, ...], scan: Scan) -> F32:
+    """Noise-free HU (z, y, x), float32, as kernel and slice profile show the patient."""
+    axes = grid_axes(scan.geometry)
+    step = scan.geometry.spacing_zyx_mm[0]
+    parts = max(1, round(step / _SUB_MM))
+    margin = int(np.ceil(0.5 * scan.thickness_mm / step * parts)) + 1
+    sub = step / parts
+    chunks = []
+    pixel = scan.geometry.spacing_zyx_mm[2]
+    wide = [np.concatenate([axis[0] + pixel * np.arange(-_EDGE, 0), axis, axis[-1] + pixel * np.arange(1, _EDGE + 1)])
+            for axis in axes[1:]]
+    for first in range(0, len(axes[0]), _CHUNK):
+        z = axes[0][first : first + _CHUNK]
+        count = (len(z) - 1) * parts + 1 + 2 * margin
+        fine = z[0] + sub * (np.arange(count) - margin)
+        tissue = paint(a, nodules, (fine, wide[0], wide[1]))
+        profile = _profile(fine, z, scan.thickness_mm, sub)
+        sharp = (profile @ tissue.reshape(count, -1)).reshape(len(z), *tissue.shape[1:])
+        blurred = physics.blur(sharp, scan.geometry.spacing_zyx_mm[1:], scan.kernel)
+        chunks.append(blurred[:, _EDGE:-_EDGE, _EDGE:-_EDGE])
+    return np.concatenate(chunks)
+
+
+def paint(a: Anatomy, nodules: tuple[Nodule, ...], axes: Axes) -> F32:
+    """Tissue HU on axes z, y, x before any blur."""
+    canvas = Canvas(a, axes)
+    paint_chest(canvas)
+    share = paint_lungs(canvas)
+    for nodule in nodules:
+        paint_nodule(a, nodule, axes, canvas.hu, share)
+    return canvas.hu
+
+
+def _profile(fine: F64, z: F64, thickness_mm: float, sub_mm: float) -> F32:
+    """Share of each sub-plane in each slice: a box of the slice thickness with soft shoulders."""
+    gap = np.abs(fine[None, :] - z[:, None])
+    weights = np.clip((0.5 * thickness_mm + 0.5 * sub_mm - gap) / sub_mm, 0, 1)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def noise_map(a: Anatomy, scan: Scan) -> F32:
+    """SD of the noise (HU) at every voxel (z, y, x); nodules are left out, so that twins share it."""
+    axes = grid_axes(scan.geometry)
+    sd, planes, across = _coarse_noise(a, scan)
+    weights = (linear_weights(planes, axes[0]), linear_weights(across, axes[1]), linear_weights(across, axes[2]))
+    return separable(sd.astype(np.float32), *weights)
+
+
+def _coarse_noise(a: Anatomy, scan: Scan) -> tuple[F64, F64, F64]:
+    axes = grid_axes(scan.geometry)
+    first, last = np.floor(axes[0][0] / _NOISE_PLANE_MM), np.ceil(axes[0][-1] / _NOISE_PLANE_MM)
+    planes = np.arange(first, max(first + 1, last) + 1) * _NOISE_PLANE_MM
+    across = physics.coarse_axis_mm()
+    canvas = Canvas(a, (planes, across, across), coarse_mm=(_NOISE_PLANE_MM, physics.COARSE_MM, physics.COARSE_MM))
+    paint_chest(canvas)
+    paint_lungs(canvas, trees=False)
+    hu = canvas.hu.astype(float)
+    sd = physics.noise_sd(hu, scan.dose_mas, scan.thickness_mm, scan.kernel, scan.geometry.spacing_zyx_mm[1:])
+    return sd, planes, across
+
+
+def image(a: Anatomy, nodules: tuple[Nodule, ...], scan: Scan, noise: bool) -> F32:
+    """HU (z, y, x), float32: attenuation, metal streaks and noise."""
+    hu = attenuation(a, nodules, scan)
+    if scan.metal:
+        hu += streaks(a, grid_axes(scan.geometry), scan.thickness_mm)
+    if noise:
+        spacing = scan.geometry.spacing_zyx_mm
+        grains = physics.shaped_noise(scan.seed, scan.geometry.shape_zyx, spacing, scan.kernel, scan.thickness_mm)
+        grains *= noise_map(a, scan)
+        hu += grains
+    return hu

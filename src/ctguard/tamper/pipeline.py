@@ -1,0 +1,116 @@
+"""The forging chain of CT-GAN and M3Dsynth as one differentiable function (facts: CT-GAN 2.2-2.4, M3Dsynth 1.1).
+
+Draw, record, apply: `draw_plan` holds all randomness, the Plan is JSON, `forge` is deterministic given it.
+Cut a 32 mm cube, resample to 1 mm, equalise, mask the core, generate, invert everything, paste, touch up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from ctguard.core.errors import RecipeError
+from ctguard.core.geometry import FloatTriple, Geometry, as_float_triple
+from ctguard.core.provenance import Json
+from ctguard.core.records import Mode, Task
+from ctguard.core.shapes import CubeNorm, VolumeHU
+from ctguard.tamper.cube import CUBE_VOXELS, Cube, core_mask, exact_cube, zoomed_cube
+from ctguard.tamper.intensity import Equaliser
+from ctguard.tamper.touchup import blend_clean, blend_ctgan, blend_m3dsynth, limit_range
+
+CORE_MM: dict[Mode, float] = {"clean": 16.0, "m3dsynth": 16.0, "ctgan": 20.0}
+CORE_LIMITS_MM = (16.0, 20.0)
+
+
+class Generator(Protocol):
+    """Fills the masked core of cubes: forward(cube_norm, mask, noise) -> cube_norm, all (b, 1, 32, 32, 32).
+
+    It blanks the core itself (mask = 1), so that the controls, which need the core, go through the same chain.
+    """
+
+    equaliser: Equaliser
+
+    def __call__(self, cube_norm: CubeNorm, mask: CubeNorm, noise: CubeNorm) -> CubeNorm:
+        """Differentiable; cutting, equalising and pasting never appear here."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that replays one forgery on its source.
+
+    center_zyx: the site, in voxels of the source. donor_zyx: where copy-move takes its tissue from.
+    """
+
+    task: Task
+    generator: str
+    mode: Mode
+    core_mm: float
+    center_zyx: FloatTriple
+    seed: int
+    model_sha256: str = ""
+    donor_zyx: FloatTriple | None = None
+
+    def to_json(self) -> dict[str, Json]:
+        """Plain JSON values."""
+        return cast(dict[str, Json], asdict(self))
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Plan:
+        """The Plan that `to_json` wrote."""
+        donor = values.get("donor_zyx")
+        places = {"center_zyx": as_float_triple(values["center_zyx"])}
+        return Plan(**{**values, **places, "donor_zyx": None if donor is None else as_float_triple(donor)})
+
+
+def make_plan(
+    task: Task, generator: str, center_zyx: FloatTriple, *, mode: Mode, core_mm: float | None, seed: int, sha: str = ""
+) -> Plan:
+    """A checked Plan. core_mm None: the mode's own. Raises RecipeError for a core outside 16-20 mm."""
+    core = CORE_MM[mode] if core_mm is None else core_mm
+    if not CORE_LIMITS_MM[0] <= core <= CORE_LIMITS_MM[1]:
+        raise RecipeError(
+            f"a masked core of {core:g} mm", remedy="choose 16 to 20 mm, what generators were trained for"
+        )
+    return Plan(task, generator, mode, core, center_zyx, seed, sha)
+
+
+def plan_cube(geometry: Geometry, plan: Plan) -> Cube:
+    """The cube of a plan. Raises GeometryError where the site does not fit the volume."""
+    if plan.mode == "ctgan":
+        return zoomed_cube(geometry, plan.center_zyx)
+    return exact_cube(geometry, plan.center_zyx, plan.core_mm)
+
+
+def initial_noise(seed: int) -> Tensor:
+    """The generator's noise of a plan: standard normal (1, 1, 32, 32, 32)."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn((1, 1, CUBE_VOXELS, CUBE_VOXELS, CUBE_VOXELS), generator=rng)
+
+
+def generate_cube(cube_hu: Tensor, plan: Plan, generator: Generator) -> Tensor:
+    """Equalise, mask, generate and invert one cube: HU (32, 32, 32) in and out, before any pasting."""
+    mask = core_mask(plan.core_mm)[None, None].to(cube_hu.device)
+    noise = initial_noise(plan.seed).to(cube_hu.device)
+    norm = generator.equaliser(cube_hu)[None, None]
+    made: Tensor = generator.equaliser.inverse(generator(norm, mask, noise))[0, 0]
+    return made
+
+
+def forge(hu: VolumeHU, geometry: Geometry, plan: Plan, generator: Generator) -> Tensor:
+    """Apply a plan to a volume: float32 HU (z, y, x) in and out, on `geometry`.
+
+    Gradients reach the input HU, also through the generator's view of the shell. Voxels that the plan does not
+    touch are the input's own. Raises GeometryError where the site does not fit.
+    """
+    cube = plan_cube(geometry, plan)
+    made = limit_range(generate_cube(cube.cut(hu), plan, generator))
+    native = cube.back(made)
+    if plan.mode == "clean":
+        return blend_clean(hu, cube, native, plan.core_mm, plan.seed)
+    if plan.mode == "m3dsynth":
+        return blend_m3dsynth(hu, cube, native, plan.task)
+    return blend_ctgan(hu, cube, native, plan.task, plan.seed)

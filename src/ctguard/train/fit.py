@@ -1,0 +1,172 @@
+"""One loop for every model: turns, validation, early stopping, resuming. It knows no task."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ctguard.core.console import log, progress
+from ctguard.core.errors import RecipeError
+from ctguard.train.recipe import Recipe
+
+Batch = dict[str, Tensor]
+_SAVE_EVERY = 100
+
+
+class Trainable(Protocol):
+    """What `fit` asks of a model besides being an nn.Module."""
+
+    turns: tuple[str, ...]
+
+    def optimizers(self, settings: Mapping[str, Any]) -> dict[str, torch.optim.Optimizer]:
+        """One optimiser per turn, with the recipe's optimiser settings."""
+        ...
+
+    def step(self, batch: Batch, turn: str) -> dict[str, Tensor]:
+        """Losses of a turn; "loss" is minimised."""
+        ...
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came out: the module with the best (or last) weights, in eval mode, and the loss curve's file."""
+
+    module: nn.Module
+    steps: int
+    best: float | None
+    curve: Path
+
+
+def fit(
+    module: nn.Module,
+    batches: Callable[[int], Batch],
+    recipe: Recipe,
+    out: Path,
+    *,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    resume: bool = False,
+    devices: int = 1,
+    quiet: bool = False,
+) -> FitResult:
+    """Train a Trainable module.
+
+    batches: step -> batch; a function of the step alone, so that a resumed run sees the same data.
+    validate: metrics of a module in eval mode; "score" is maximised.
+    Writes out/state.pt (for `resume`) and out/loss.csv. Raises RecipeError where resume finds another recipe.
+    """
+    from lightning.fabric import Fabric
+
+    torch.manual_seed(recipe.seed)
+    fabric = Fabric(accelerator="auto", devices=devices, precision=recipe.precision)  # type: ignore[arg-type]
+    fabric.launch()
+    out.mkdir(parents=True, exist_ok=True)
+    turns: tuple[str, ...] = module.turns  # type: ignore[assignment]
+    optimizers: dict[str, torch.optim.Optimizer] = module.optimizers(recipe.optimiser)  # type: ignore[operator]
+    wrapped, *ready = fabric.setup(module, *(optimizers[turn] for turn in turns))
+    wrapped.mark_forward_method("step")
+    run = _Run(module, dict(zip(turns, ready, strict=True)), recipe, out)
+    if resume:
+        run.restore()
+    for step in progress(range(run.step, recipe.steps), recipe.name, recipe.steps - run.step, quiet):
+        batch = {key: fabric.to_device(value) for key, value in batches(step).items()}
+        module.train()
+        losses: dict[str, float] = {}
+        for turn in turns:
+            run.optimizers[turn].zero_grad()
+            values = wrapped.step(batch, turn)
+            fabric.backward(values["loss"])
+            run.optimizers[turn].step()
+            losses |= {f"{turn}_{key}": float(value) for key, value in values.items()}
+        run.after(step, losses)
+        last = step + 1 == recipe.steps
+        if validate is not None and (last or (step + 1) % recipe.validate_every == 0):
+            run.judge(validate)
+            if recipe.patience and run.without_gain >= recipe.patience:
+                log.info("%s: no gain in %d validations, stopped at step %d", recipe.name, run.without_gain, run.step)
+                break
+        if last or (step + 1) % _SAVE_EVERY == 0:
+            run.save()
+    run.save()
+    if run.best_state is not None:
+        module.load_state_dict(run.best_state)
+    elif run.average is not None:
+        module.load_state_dict(run.average.module.state_dict())
+    return FitResult(module.eval(), run.step, run.best, run.curve)
+
+
+class _Run:
+    """State of a run that survives being killed."""
+
+    def __init__(
+        self, module: nn.Module, optimizers: dict[str, torch.optim.Optimizer], recipe: Recipe, out: Path
+    ) -> None:
+        self.module, self.optimizers, self.recipe = module, optimizers, recipe
+        average = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(module, multi_avg_fn=average, use_buffers=True) if recipe.ema else None
+        self.path, self.curve = out / "state.pt", out / "loss.csv"
+        self.step, self.without_gain = 0, 0
+        self.best: float | None = None
+        self.best_state: dict[str, Any] | None = None
+        self.rows: list[dict[str, float]] = []
+
+    def after(self, step: int, losses: dict[str, float]) -> None:
+        self.step = step + 1
+        self.rows.append({"step": step, **losses})
+        if self.average is not None:
+            self.average.update_parameters(self.module)
+
+    def judge(self, validate: Callable[[nn.Module], dict[str, float]]) -> None:
+        judged = self.module if self.average is None else self.average.module
+        judged.eval()
+        with torch.no_grad():
+            metrics = validate(judged)
+        log.info("%s step %d: %s", self.recipe.name, self.step, {k: round(v, 4) for k, v in metrics.items()})
+        self.rows[-1] |= {f"valid_{key}": value for key, value in metrics.items()}
+        if self.best is None or metrics["score"] > self.best:
+            self.best, self.without_gain = metrics["score"], 0
+            self.best_state = {key: value.clone() for key, value in judged.state_dict().items()}
+        else:
+            self.without_gain += 1
+
+    def save(self) -> None:
+        """Write state and loss curve, each by rename, so that a kill leaves the old or the new one."""
+        state = {
+            "recipe": self.recipe.__dict__,
+            "module": self.module.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizers": {turn: optimizer.state_dict() for turn, optimizer in self.optimizers.items()},
+            "torch_rng": torch.get_rng_state(),
+            "progress": (self.step, self.without_gain, self.best, self.best_state, self.rows),
+        }
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.path)
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        with self.curve.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def restore(self) -> None:
+        if not self.path.is_file():
+            return
+        state = torch.load(self.path, weights_only=False)
+        differing = [k for k, v in self.recipe.__dict__.items() if k != "steps" and state["recipe"].get(k) != v]
+        if differing:
+            raise RecipeError(
+                f"the run was started with another {differing[0]}", where=self.path, remedy="choose another --out"
+            )
+        self.module.load_state_dict(state["module"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        for turn, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][turn])
+        torch.set_rng_state(state["torch_rng"])
+        self.step, self.without_gain, self.best, self.best_state, self.rows = state["progress"]

@@ -1,0 +1,208 @@
+"""`ctguard train`: recipe and data in, weights and card out. Joins the sampler, the model and the loop."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor, nn
+
+from ctguard import zoo
+from ctguard.cohort.patches import CubeBatches, CubeRule, read_cubes
+from ctguard.cohort.slices import SliceBatches, read_slices
+from ctguard.core.console import log
+from ctguard.core.errors import DataError, RecipeError
+from ctguard.core.records import Case
+from ctguard.io.cases import read_cases
+from ctguard.train.checkpoint import Card, load_weights, rounded_to_half, save_checkpoint
+from ctguard.train.fit import Batch, fit
+from ctguard.train.recipe import Recipe, read_recipe
+
+PHANTOM = "phantom"
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from: batches by step, how to judge, what it was trained against, and a line for the card."""
+
+    batches: Callable[[int], Batch]
+    validate: Callable[[nn.Module], dict[str, float]]
+    trained_against: dict[str, str]
+    description: str
+
+
+def train(
+    recipe_path: Path,
+    data: Sequence[Path],
+    out: Path,
+    *,
+    size: str = "cpu",
+    resume: bool = False,
+    devices: int = 1,
+    init: Path | None = None,
+    seed: int | None = None,
+) -> Card:
+    """Train a recipe and write NAME.safetensors and NAME.json into `out`.
+
+    data: index CSVs (generators) or one folder of forgeries (detectors). init: weights to start from.
+    Raises RecipeError, DataError, ModelError.
+    """
+    recipe = read_recipe(recipe_path, "full" if size == "full" else "cpu")
+    if seed is not None:
+        recipe = replace(recipe, seed=seed)
+    kind = "generator" if recipe.task in ("inject", "remove") else "detector"
+    entry = zoo.find(recipe.model, "generator" if kind == "generator" else "detector", recipe.task)
+    torch.manual_seed(recipe.seed)
+    module: nn.Module = zoo.build(entry, recipe.model_settings)
+    material = cube_material(recipe, data, module, out) if kind == "generator" else slice_material(recipe, data)
+    if init is not None:
+        load_weights(module, init)
+    # A generator keeps its averaged last weights: pixel error on validation cubes would prefer blur.
+    chooses = material.validate if kind == "detector" else None
+    result = fit(module, material.batches, recipe, out, validate=chooses, resume=resume, devices=devices)
+    trained = result.module.cpu()
+    rounded_to_half(trained)
+    with torch.no_grad():
+        metrics = material.validate(trained)
+    log.info("%s: %s", recipe.name, {name: round(value, 4) for name, value in metrics.items()})
+    card = Card(
+        name=recipe.name,
+        model=recipe.model,
+        task=recipe.task,
+        size=recipe.size,
+        settings=recipe.model_settings,
+        data=material.description,
+        seed=recipe.seed,
+        steps=result.steps,
+        recipe=recipe_path.read_text(),
+        commit=_commit(recipe_path),
+        metrics=metrics,
+        trained_against=material.trained_against,
+    )
+    return save_checkpoint(trained, card, out)
+
+
+def cube_material(recipe: Recipe, data: Sequence[Path], module: nn.Module, out: Path) -> Material:
+    """Cubes for a generator; fits the module's equaliser to them.
+
+    data_settings: nodules_mm = [low, high] with nodule_share of each batch; lung_sites and lung_sites_real places a
+    scan, by whether its collection is "phantom". Raises DataError where an index holds no training case.
+    """
+    settings = dict(recipe.data_settings)
+    low, high = settings.get("nodules_mm", (10.0, 20.0))
+    share = float(settings.get("nodule_share", 1.0))
+    banks: dict[str, list[tuple[NDArray[np.float32], float]]] = {"train": [], "valid": []}
+    lines = []
+    for index in data:
+        cases = read_cases(index)
+        for split, bank in banks.items():
+            chosen = [case for case in cases if (case.split or "train") == split]
+            if not chosen:
+                continue
+            real = any(case.collection != PHANTOM for case in chosen)
+            sites = int(settings.get("lung_sites_real" if real else "lung_sites", 0))
+            for rule, part in ((CubeRule(low, high), share), (CubeRule(lung_sites=sites), 1 - share)):
+                if part > 0 and (rule.lung_sites or any(f.diameter_mm for c in chosen for f in c.findings)):
+                    cubes = _cached_cubes(out / f"cubes_{index.stem}_{split}_{part:g}.npy", index, chosen, rule, recipe)
+                    weight = part * float(settings.get("real_share", 0.5)) if real else part
+                    bank.append((cubes, weight))
+                    names = ", ".join(sorted({case.collection for case in chosen}))
+                    lines.append(f"{split}: {len(cubes)} cubes of {len(chosen)} scans ({names})")
+    if not banks["train"]:
+        raise DataError("no training case", where=", ".join(str(path) for path in data), remedy="give a larger index")
+    hu = np.concatenate([cubes.ravel()[::7] for cubes, _ in banks["train"]])
+    module.equaliser.fit(hu)  # type: ignore[union-attr, operator]
+    batches = CubeBatches(tuple(banks["train"]), recipe.batch, recipe.seed)
+    held_out = CubeBatches(tuple(banks["valid"] or banks["train"]), recipe.batch, recipe.seed + 1)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        return judge_generator(model, [held_out(step) for step in range(8)])
+
+    return Material(batches, validate, {}, "; ".join(lines))
+
+
+def _cached_cubes(
+    path: Path, index: Path, cases: Sequence[Case], rule: CubeRule, recipe: Recipe
+) -> NDArray[np.float32]:
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, read_cubes(index, cases, rule, recipe.seed).astype(np.float16))
+    cubes: NDArray[np.float32] = np.load(path).astype(np.float32)
+    return cubes
+
+
+def judge_generator(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
+    """Quality of generated cores against held-out tissue: MAE (HU) and the ratio of fine texture's SD (1 = equal)."""
+    errors, made_sd, real_sd = [], [], []
+    for batch in batches:
+        norm = model.equaliser(batch["hu"])  # type: ignore[operator]
+        made: Tensor = model.equaliser.inverse(model(norm, batch["mask"], batch["noise"]))  # type: ignore[union-attr, operator]
+        inside = batch["mask"] > 0
+        real = model.equaliser.inverse(norm)  # type: ignore[union-attr, operator]
+        errors.append(float((made - real).abs()[inside].mean()))
+        made_sd.append(_texture_sd(made, inside))
+        real_sd.append(_texture_sd(real, inside))
+    return {"core_mae_hu": float(np.mean(errors)), "texture_ratio": float(np.mean(made_sd) / np.mean(real_sd))}
+
+
+def _texture_sd(cubes: Tensor, inside: Tensor) -> float:
+    values = cubes.numpy()
+    residual = values - ndimage.median_filter(values, size=(1, 1, 3, 3, 3))
+    return float(residual[inside.numpy()].std())
+
+
+def slice_material(recipe: Recipe, data: Sequence[Path]) -> Material:
+    """Patches for a 2-D detector from one folder of forgeries. Raises DataError where a split is empty."""
+    if len(data) != 1:
+        raise RecipeError("a detector is trained on one folder of forgeries", remedy="give --data once")
+    settings = dict(recipe.data_settings)
+    generators = tuple(settings.get("generators", ("pix2pix", "copy-move")))
+    patch = int(settings.get("patch", 128))
+    scans = {split: read_slices(data[0], split, generators) for split in ("train", "valid")}
+    batches = SliceBatches(scans["train"], recipe.batch, recipe.seed, patch)
+    held_out = SliceBatches(scans["valid"], recipe.batch, recipe.seed + 1, patch, augment=False)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        return judge_detector(model, [held_out(step) for step in range(int(settings.get("valid_batches", 16)))])
+
+    against = {
+        forgery.edit.generator + "_" + forgery.edit.task: str(forgery.edit.plan.get("model_sha256", ""))
+        for scan in scans["train"]
+        for forgery in scan.forgeries
+    }
+    lines = [f"{split}: {len(s)} scans, {sum(len(x.forgeries) for x in s)} forgeries" for split, s in scans.items()]
+    return Material(batches, validate, against, "; ".join(lines))
+
+
+def judge_detector(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
+    """Pixel F1 and IoU at 0.5 pooled over patches, and balanced accuracy of patch scores; "score" is F1."""
+    hit = false = missed = 0.0
+    right: dict[int, list[float]] = {0: [], 1: []}
+    for batch in batches:
+        score, logit = model(batch["x"])
+        counted = batch["ignore"] == 0
+        found, truth = (logit > 0) & counted, (batch["mask"] > 0) & counted
+        hit += float((found & truth).sum())
+        false += float((found & ~truth).sum())
+        missed += float((~found & truth).sum())
+        for value, label in zip(score, batch["label"], strict=True):
+            right[int(label)].append(float((value > 0) == (label > 0)))
+    f1 = 2 * hit / max(2 * hit + false + missed, 1)
+    accuracy = float(np.mean([np.mean(values) for values in right.values() if values]))
+    return {"score": f1, "f1": f1, "iou": hit / max(hit + false + missed, 1), "patch_accuracy": accuracy}
+
+
+def _commit(path: Path) -> str:
+    """The repository's commit, "unknown" outside of one; said so in the card."""
+    command = ["git", "-C", str(path.resolve().parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,154 @@
+"""Every generator, detector and protector: torch-free, so that the command line can list them at once.
+
+A new model is one file, one entry here and one recipe; the laws in tests/laws run on it unasked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ctguard.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from ctguard.train.checkpoint import Card
+
+Kind = Literal["generator", "detector", "protector"]
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method. weights: stem of its files in the weights folder, empty where it has none to train."""
+
+    name: str
+    kind: Kind
+    task: str
+    class_path: str
+    window_hu: tuple[float, float]
+    weights: str
+    source: str
+    licence: str = "Apache-2.0"
+
+    @property
+    def weights_path(self) -> Path | None:
+        """The shipped weights file, whether it exists or not; None where there is nothing to train."""
+        return WEIGHTS / f"{self.weights}.safetensors" if self.weights else None
+
+
+_CTGAN = "Mirsky et al., CT-GAN, USENIX Security 2019"
+_CONTROL = "control forgery, M3Dsynth chain without a generator"
+_CUBE_WINDOW = (-1024.0, 1600.0)
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry(
+        name="pix2pix",
+        kind="generator",
+        task="inject",
+        class_path="ctguard.tamper.pix2pix:Pix2Pix",
+        window_hu=_CUBE_WINDOW,
+        weights="pix2pix_inject",
+        source=_CTGAN,
+    ),
+    Entry(
+        name="pix2pix",
+        kind="generator",
+        task="remove",
+        class_path="ctguard.tamper.pix2pix:Pix2Pix",
+        window_hu=_CUBE_WINDOW,
+        weights="pix2pix_remove",
+        source=_CTGAN,
+    ),
+    Entry(
+        name="identity",
+        kind="generator",
+        task="any",
+        class_path="ctguard.tamper.controls:Identity",
+        window_hu=_CUBE_WINDOW,
+        weights="",
+        source=_CONTROL,
+    ),
+    Entry(
+        name="copy-move",
+        kind="generator",
+        task="any",
+        class_path="ctguard.tamper.controls:CopyMove",
+        window_hu=_CUBE_WINDOW,
+        weights="",
+        source=_CONTROL,
+    ),
+    Entry(
+        name="unet",
+        kind="detector",
+        task="localisation",
+        class_path="ctguard.detect.unet:UNet2d",
+        window_hu=(-1150.0, 350.0),
+        weights="unet",
+        source="Ronneberger et al., U-Net, MICCAI 2015",
+    ),
+    Entry(
+        name="ascent",
+        kind="protector",
+        task="perturbation",
+        class_path="ctguard.protect.ascent:ascend",
+        window_hu=_CUBE_WINDOW,
+        weights="",
+        source="projected gradient ascent (Madry et al., ICLR 2018) through the forging chain",
+    ),
+    Entry(
+        name="noise",
+        kind="protector",
+        task="perturbation",
+        class_path="ctguard.protect.noise:add_noise",
+        window_hu=_CUBE_WINDOW,
+        weights="",
+        source="uniform noise within the budget: the floor of every protection table",
+    ),
+)
+
+
+def names(kind: Kind) -> tuple[str, ...]:
+    """Names of one kind, in order, each once."""
+    return tuple(dict.fromkeys(entry.name for entry in ENTRIES if entry.kind == kind))
+
+
+def find(name: str, kind: Kind, task: str = "") -> Entry:
+    """An entry. Raises ModelError listing what exists."""
+    for entry in ENTRIES:
+        if (entry.name, entry.kind) == (name, kind) and (task == "" or entry.task in (task, "any")):
+            return entry
+    raise ModelError(f"no {kind} is called {name!r}", remedy=f"choose one of {', '.join(names(kind))}")
+
+
+def build(entry: Entry, settings: dict[str, Any]) -> Any:
+    """An untrained module with these settings. Raises ModelError naming a setting that does not exist."""
+    try:
+        return resolve(entry.class_path)(**settings)
+    except TypeError as error:
+        raise ModelError(
+            f"its settings do not fit: {error}", where=entry.name, remedy="see the class's arguments"
+        ) from error
+
+
+def load(entry: Entry, weights: Path | None = None) -> tuple[Any, Card]:
+    """A trained module in eval mode and its card. weights: another file than the shipped one, its card beside it.
+
+    Raises ModelError where weights or card are missing, damaged or of another architecture.
+    """
+    from ctguard.train.checkpoint import load_weights, read_card
+
+    path = weights or entry.weights_path
+    if path is None:
+        raise ModelError("it has no weights", where=entry.name)
+    card = read_card(path.with_suffix(".json"))
+    module = build(entry, card.settings)
+    load_weights(module, path, card.sha256)
+    return module.eval(), card
+
+
+def resolve(path: str) -> Any:
+    """The object at "package.module:name"."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
