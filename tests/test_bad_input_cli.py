@@ -8,17 +8,13 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pydicom
 import pytest
 from pydicom.uid import MRImageStorage
 
 from ctguard import io
-from ctguard.core.geometry import Geometry
-from ctguard.core.marks import Mark
-from ctguard.core.provenance import Provenance, Source
-from ctguard.core.volume import Volume
 from tests.cli.runner import run
+from tests.cli.scans import small_volume
 
 VERBS: dict[str, list[str]] = {
     "info": ["{scan}"],
@@ -29,16 +25,9 @@ VERBS: dict[str, list[str]] = {
 }
 
 
-def _volume(seed: int = 0) -> Volume:
-    hu = np.random.default_rng(seed).integers(-900, 100, (8, 32, 32)).astype(np.int16)
-    source = Source("phantom", kernel="soft", patient_id=f"phantom-{seed}", deidentified=True)
-    geometry = Geometry(hu.shape, (2.0, 1.5, 1.5), (0.0, 0.0, 10.0 * seed))
-    return Volume(hu, geometry, Provenance(source, marks=(Mark("phantom", f"made for a test, {seed}"),)))
-
-
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return io.write(_volume(), tmp_path_factory.mktemp("good") / "series")
+    return io.write(small_volume(), tmp_path_factory.mktemp("good") / "series")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -77,7 +66,7 @@ def duplicate_slice(good: Path, scan: Path) -> None:
 
 
 def two_series(good: Path, scan: Path) -> None:
-    io.write(_volume(1), scan / "other")
+    io.write(small_volume(1), scan / "other")
     shutil.copytree(good, scan / "one")
 
 
@@ -109,7 +98,7 @@ def escaping_zip(good: Path, scan: Path) -> None:
 
 
 def damaged_nifti(good: Path, scan: Path) -> None:
-    whole = io.write(_volume(), scan.with_name("whole.nii.gz"))
+    whole = io.write(small_volume(), scan.with_name("whole.nii.gz"))
     scan.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     whole.unlink()
 

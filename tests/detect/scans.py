@@ -32,7 +32,9 @@ def _oval(yy: np.ndarray, xx: np.ndarray, center: tuple[float, float], radii: tu
 
 
 class BrightSpot(Detector):
-    """Calls forged what is brighter than 500 HU. Its score is the slice's hottest pixel."""
+    """Calls forged what is brighter than 500 HU, in the whole body. Its score is the slice's hottest pixel."""
+
+    area = "body"
 
     def __init__(self) -> None:
         super().__init__()

@@ -63,14 +63,25 @@ def test_air_around_the_patient_is_not_looked_at() -> None:
     assert detector.shapes[0][-2] < 200 and detector.shapes[0][-1] < 220
 
 
-def test_fast_looks_at_fewer_slices_and_a_smaller_area_and_fills_the_map() -> None:
+def test_a_detector_of_lungs_does_not_look_elsewhere() -> None:
+    scan = with_spot(with_spot(thorax(), (2, 50, 34)), (2, 50, 12))
+    assert len(detect_volume(scan, BrightSpot(), **NAMES).regions) == 2
+    detector = BrightSpot()
+    detector.area = "lungs"
+    neck = np.concatenate((scan.hu, np.where(scan.hu < -500, 40, scan.hu)))
+    longer = Volume(neck, scan.geometry.crop((0, 0, 0), neck.shape), scan.provenance)
+    verdict = detect_volume(longer, detector, **NAMES)
+    assert sum(shape[0] for shape in detector.shapes) <= 6, "slices beyond the lungs are not looked at"
+    assert (verdict.map[6:] == 0).all() and verdict.regions
+
+
+def test_fast_looks_at_fewer_slices_and_fills_the_map() -> None:
     scan = with_spot(thorax((12, 96, 112), (1.25, 3.0, 3.0)), (6, 50, 34))
     scan = with_spot(with_spot(scan, (5, 50, 34)), (7, 50, 34))
     whole, fast = BrightSpot(), BrightSpot()
     slow_verdict = detect_volume(scan, whole, **NAMES)
     verdict = detect_volume(scan, fast, **NAMES, fast=True)
     assert sum(shape[0] for shape in fast.shapes) == 4 and sum(shape[0] for shape in whole.shapes) == 12
-    assert fast.shapes[0][-1] <= whole.shapes[0][-1]
     assert verdict.tampered and slow_verdict.tampered
     assert (verdict.map[:, 50, 34] > 0).all(), "slices that were left out take their neighbour's map"
     assert len(verdict.regions) == 1 and abs(verdict.regions[0].center_zyx[0] - 6) <= 1
@@ -87,6 +98,7 @@ def test_a_block_without_body_is_looked_at_whole_and_says_so(caplog: pytest.LogC
     scan = thorax((2, 24, 20))
     air = Volume(np.full((2, 24, 20), -1000, np.int16), scan.geometry, scan.provenance)
     detector = BrightSpot()
+    detector.area = "lungs"
     verdict = detect_volume(air, detector, **NAMES, fast=True)
     assert detector.shapes[0][-2:] == (24, 20) and verdict.map.shape == (2, 24, 20)
     assert "no body found" in caplog.text and "no lungs found" in caplog.text

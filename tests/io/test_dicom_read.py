@@ -27,7 +27,7 @@ from pydicom.uid import (
 
 from ctguard.core.errors import MissingExtraError, ReadError
 from ctguard.core.geometry import index_to_lps_mm
-from ctguard.io import dicom_slices
+from ctguard.io import dicom_pixels
 from ctguard.io.dicom import holds_dicom, read_dicom
 from tests.io.dicom_factory import AXIAL, CORONAL, SAGITTAL, make_enhanced, make_series, pixel_type, stored_values
 
@@ -138,7 +138,7 @@ def test_legacy_jpeg_with_and_without_the_extra(tmp_path: Path, monkeypatch: pyt
     assert np.array_equal(read_dicom(folder).hu, stored - 1024)
 
     has_decoder = property(lambda decoder: JPEGLosslessSV1 != decoder.UID)
-    monkeypatch.setattr(dicom_slices.Decoder, "is_available", has_decoder)
+    monkeypatch.setattr(dicom_pixels.Decoder, "is_available", has_decoder)
     with pytest.raises(MissingExtraError, match=r"IM-0000\.dcm.*JPEG Lossless.*pip install ctguard\[gdcm\]"):
         read_dicom(folder)
 

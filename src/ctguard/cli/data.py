@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ctguard import RESEARCH_USE_ONLY
-from ctguard.cli.common import AllowGaps, AsJson, Jobs, Quiet, Scan, Seed, Series, show, table, verb
+from ctguard.cli.common import AllowGaps, AsJson, Jobs, Quiet, Scan, Series, show, table, verb
 from ctguard.core.console import log
 from ctguard.core.errors import WriteError
 from ctguard.io import WRITES
@@ -93,7 +93,7 @@ def _words(value: Any) -> str:
         return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "not stated" if value is None else str(value)
+    return "-" if value is None else str(value)
 
 
 @verb
@@ -121,15 +121,16 @@ def phantom(
     patients: Annotated[int, typer.Option(min=1, help="How many.")],
     size: Annotated[Literal["small", "bench", "full"], typer.Option(help="Grid of each scan.")] = "bench",
     format: Annotated[Literal["mha", "nii.gz", "nrrd", "dicom"], typer.Option(help="Of the scans.")] = "mha",
-    seed: Seed = 0,
+    style: Annotated[int, typer.Option(min=0, max=1, help="1: other anatomy and texture, to test transfer.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first patient; the next one has the next seed.")] = 0,
     jobs: Jobs = 1,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Synthetic chest CT patients with nodules, and their index. --seed numbers the first patient."""
+    """Synthetic chest CT patients with nodules, and their index."""
     from ctguard.phantom.patients import write_cohort
 
-    index_csv = write_cohort(out, patients, size, first_seed=seed, jobs=jobs, format=format)
+    index_csv = write_cohort(out, patients, size, first_seed=seed, style=style, jobs=jobs, format=format)
     data = {"index": str(index_csv), "patients": patients, "size": size, "first_seed": seed}
     show(data, f"{index_csv}: patients {patients}", as_json)
 

@@ -7,25 +7,39 @@ from typing import Annotated, Literal
 
 import typer
 
-from ctguard.cli.common import AsJson, Device, Quiet, Seed, show, table, verb
+from ctguard.cli.common import AsJson, Quiet, command_line, show, table, verb
 
 
 @verb
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe of recipes/, by path or by name.")],
-    data: Annotated[Path, typer.Option(help="The index of the training scans.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe: a .toml of the recipes folder, or your own.")],
+    data: Annotated[list[Path], typer.Option(help="Generators: an index; may be repeated. Detectors: forgeries.")],
     out: Annotated[Path, typer.Option(help="The run folder.")],
     size: Annotated[Literal["cpu", "full"], typer.Option(help="Which size of the recipe.")] = "cpu",
     devices: Annotated[int, typer.Option(min=1, help="GPUs, or processes on a CPU.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
     init: Annotated[Path | None, typer.Option(help="Weights to start from.")] = None,
-    seed: Seed = 0,
-    device: Device = "auto",
+    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model by its recipe."""
-    raise NotImplementedError
+    """Train a model by its recipe; writes weights and their card."""
+    from ctguard.core.errors import WriteError
+    from ctguard.io.manifest import RunManifest
+    from ctguard.training import train as train_model
+
+    if (out / "state.pt").exists() and not resume:
+        raise WriteError("it holds a run already", where=out, remedy="pass --resume, or name a new folder")
+    with RunManifest(out, command_line.get()) as run:
+        for path in (recipe, *data):
+            run.add_input(path)
+        card = train_model(recipe, data, out, size=size, resume=resume, devices=devices, init=init, seed=seed)
+        run.seeds["recipe"] = card.seed
+        for ending in ("safetensors", "json"):
+            run.add_output(out / f"{card.name}.{ending}")
+    facts = {"weights": str(out / f"{card.name}.safetensors"), "sha256": card.sha256, "metrics": card.metrics}
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in card.metrics.items())
+    show(facts, f"{facts['weights']}: {card.steps} steps, {numbers}", as_json)
 
 
 @verb

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,23 +19,23 @@ from ctguard.cli.common import (
     Scan,
     Seed,
     Series,
-    command_line,
     show,
     torch_device,
     triple,
     verb,
 )
+from ctguard.cli.runs import EDIT, rebuild, run_folder, verdict_facts, write_forgery, write_protected, write_verdict
 
 if TYPE_CHECKING:
     from ctguard.core.geometry import FloatTriple, Geometry
+    from ctguard.core.provenance import Json
     from ctguard.core.records import Verdict
-    from ctguard.core.volume import Volume
 
 At = Annotated[str | None, typer.Option("--at", metavar="Z,Y,X", help="The site as voxel index.")]
 AtMm = Annotated[str | None, typer.Option("--at-mm", metavar="X,Y,Z", help="The site in patient space (LPS), mm.")]
 Weights = Annotated[Path | None, typer.Option(help="Your own weights, a .safetensors with its card beside it.")]
 Format = Annotated[
-    Literal["dicom", "mha", "nifti", "nrrd", "tiff"], typer.Option(help="Of the series that is written.")
+    Literal["dicom", "mha", "nii.gz", "nrrd", "tiff"], typer.Option(help="Of the series that is written.")
 ]
 _SERIES = {
     "dicom": "series",
@@ -71,28 +72,21 @@ def tamper(
     """
     _refuse_wrong_site(at, at_mm, donor, generator)
     from ctguard import io
-    from ctguard.io.atomic import atomic_folder
-    from ctguard.io.manifest import RunManifest
-    from ctguard.synth import Request, edit_summary, log_forging, tamper_scan
+    from ctguard.synth import Request, tamper_scan
 
     torch_device("cpu")
-    volume = io.read(scan, allow_gaps=allow_gaps, series_uid=series)
+    reading: dict[str, Any] = {"allow_gaps": allow_gaps, "series_uid": series}
+    volume = io.read(scan, **reading)
     request = Request(task, _site(volume.geometry, at, at_mm), generator, mode, core_mm, seed)
-    with atomic_folder(out) as stage, RunManifest(stage, command_line.get(), {"plan": seed}) as run:
-        place = None if donor is None else triple(donor, "--donor")
-        forged, edit, seconds = tamper_scan(volume, request, weights=weights, donor_zyx=place)
-        written = io.write(forged, stage / _SERIES[format])
-        truth = edit_summary(volume, edit)
-        (stage / "edit.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
-        mask = edit.full_mask(volume.geometry.shape_zyx).astype("int16")
-        io.write(type(forged)(mask, forged.geometry, forged.provenance), stage / "mask.nii.gz")
-        source_sha = run.add_input(scan)
-        forged_sha = run.add_output(written)
-        run.add_output(stage / "edit.json")
-        run.add_output(stage / "mask.nii.gz")
+    tissue = None if donor is None else triple(donor, "--donor")
+    with run_folder(out, scan, reading, {"plan": seed}) as run:
+        forged, edit, seconds = tamper_scan(volume, request, weights=weights, donor_zyx=tissue)
         run.note("seconds", {name: round(value, 3) for name, value in seconds.items()})
-        log_forging(edit.plan, source_sha, forged_sha)
-    words = f"{out}: {task} by {generator} at {truth['center_zyx']} (z, y, x), {truth['changed_mm3']:.0f} mm3 changed"
+        for path in write_forgery(run.folder, volume, forged, edit, format):
+            run.add_output(path)
+    truth = json.loads((out / EDIT).read_text(encoding="utf-8"))
+    place = ", ".join(f"{v:.0f}" for v in edit.center_zyx)
+    words = f"{out}: {task} by {generator} at {place} (z, y, x), {truth['changed_mm3']:.0f} mm3 changed"
     show({"scan": str(scan), "out": str(out), **truth}, words, as_json)
 
 
@@ -143,32 +137,22 @@ def detect(
 
     started = time.perf_counter()
     place = torch_device(device)
-    volume = io.read(scan, allow_gaps=allow_gaps, series_uid=series)
+    reading: dict[str, Any] = {"allow_gaps": allow_gaps, "series_uid": series}
+    volume = io.read(scan, **reading)
     network, card = zoo.load(zoo.find(detector, "detector"), weights)
     if card.threshold is None:
         raise ModelError("its card has no threshold", where=card.name, remedy="calibrate it on pristine scans")
-    verdict = detect_volume(
-        volume, network, name=detector, model_id=card.sha256, threshold=card.threshold, fast=fast, device=place
-    )
+    names: dict[str, Any] = {"name": detector, "model_id": card.sha256, "threshold": card.threshold}
+    with nullcontext() if out is None else run_folder(out, scan, reading, {}) as run:
+        verdict = detect_volume(volume, network, **names, fast=fast, device=place)
+        if run is not None:
+            for path in write_verdict(run.folder, scan, volume, verdict):
+                run.add_output(path)
     facts = verdict_facts(scan, verdict)
     facts |= {"seconds": round(time.perf_counter() - started, 2), "peak_mb": peak_mb()}
-    if out is not None:
-        _write_verdict(out, scan, volume, verdict, facts)
     show(facts, verdict_words(verdict), as_json)
     if fail_if_tampered and verdict.tampered:
         raise typer.Exit(TAMPERED)
-
-
-def verdict_facts(scan: Path, verdict: Verdict) -> dict[str, Any]:
-    """A verdict as `detect --json` prints it, without seconds and memory."""
-    return {
-        "scan": str(scan),
-        "detector": verdict.detector,
-        "score": round(verdict.score, 6),
-        "threshold": verdict.threshold,
-        "tampered": verdict.tampered,
-        "regions": [region.to_json() for region in verdict.regions],
-    }
 
 
 def verdict_words(verdict: Verdict) -> str:
@@ -180,27 +164,14 @@ def verdict_words(verdict: Verdict) -> str:
     return "\n".join(lines)
 
 
-def _write_verdict(out: Path, scan: Path, volume: Volume, verdict: Verdict, facts: dict[str, Any]) -> None:
-    """The folder of `detect --out`."""
-    from ctguard import io
-    from ctguard.io.atomic import atomic_folder
-    from ctguard.io.manifest import RunManifest
-
-    with atomic_folder(out) as stage, RunManifest(stage, command_line.get()) as run:
-        run.add_input(scan)
-        fixed = {key: value for key, value in facts.items() if key not in ("seconds", "peak_mb")}
-        (stage / "verdict.json").write_text(json.dumps(fixed, indent=1) + "\n", encoding="utf-8")
-        io.write(type(volume)(verdict.map, verdict.geometry, volume.provenance), stage / "map.nii.gz")
-        for name in ("verdict.json", "map.nii.gz"):
-            run.add_output(stage / name)
-
-
 @verb
 def protect(
     scan: Scan,
-    out: Annotated[Path, typer.Argument(help="A new folder for series/ and run.json.")],
+    out: Annotated[Path, typer.Argument(help="A new folder for series/, report.html and run.json.")],
     protector: Annotated[str, typer.Option(help="A protector of `ctguard models`.")],
     budget_hu: Annotated[float, typer.Option("--budget-hu", min=1.0, help="No voxel changes by more.")],
+    steps: Annotated[int, typer.Option(min=1, help="ascent: how many attacks it works against.")] = 200,
+    format: Format = "dicom",
     series: Series = None,
     allow_gaps: AllowGaps = False,
     seed: Seed = 0,
@@ -208,14 +179,28 @@ def protect(
     quiet: Quiet = False,
 ) -> None:
     """A copy of the scan that is hard to forge."""
-    raise NotImplementedError
+    from ctguard import io
+    from ctguard.defence import protect_scan
+
+    torch_device("cpu")
+    reading: dict[str, Any] = {"allow_gaps": allow_gaps, "series_uid": series}
+    volume = io.read(scan, **reading)
+    with run_folder(out, scan, reading, {"protect": seed}) as run:
+        protected, added = protect_scan(volume, protector, budget_hu=budget_hu, seed=seed, steps=steps, quiet=quiet)
+        facts: dict[str, Json] = {"protector": protector, "budget_hu": budget_hu, **added.to_json()}
+        run.note("protection", facts)
+        for path in write_protected(run.folder, volume, protected, facts, format):
+            run.add_output(path)
+    words = f"{out}: {protector} added at most {added.max_hu:.0f} HU, SD {added.sd_hu:.2f} HU"
+    show({"scan": str(scan), "out": str(out), **facts}, words, as_json)
 
 
 @verb
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder of demo, tamper, detect or protect.")],
+    run: Annotated[Path, typer.Argument(help="A run folder of tamper, detect or protect.")],
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Build the HTML report of a run folder again."""
-    raise NotImplementedError
+    page = rebuild(run)
+    show({"run": str(run), "report": str(page)}, str(page), as_json)

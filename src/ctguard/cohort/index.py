@@ -120,7 +120,7 @@ def _readable(paths: Iterable[Path], problems: list[Problem]) -> list[Path]:
     """Volume files that hold a 3-D image by their header, with all of its data where the format tells."""
     good = []
     for path in paths:
-        reader: Any = sitk.ImageFileReader()  # type: ignore[no-untyped-call]
+        reader: Any = sitk.ImageFileReader()
         reader.SetFileName(str(path))
         try:
             if path.suffix.lower() in (".mha", ".mhd"):

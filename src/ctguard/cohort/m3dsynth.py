@@ -3,9 +3,8 @@
 Zingarini et al., ICASSP 2024 (arXiv 2309.07973). The tables carry a non-profit research licence and are not part of
 this package: give the folder that holds data.csv, sets.csv, LIDC.csv and centers.csv.
 
-Two things differ from the rest of this package: M3Dsynth counts slices from the head (its stacks are sorted by
-descending z), and centers.csv names only what the authors tested, so joining the tables on it would drop every
-training and validation row.
+Two things differ from the rest of this package: M3Dsynth counts slices from the head (see `place`), and centers.csv
+names only what the authors tested, so joining the tables on it would drop every training and validation row.
 """
 
 from __future__ import annotations
@@ -219,13 +218,18 @@ def count_sites(tables: Tables) -> Counts:
 
 
 def place(site: Site, geometry: Geometry) -> PlacedSite:
-    """A site on the grid of its whole series: z from the feet = N - 1 - z from the head.
+    """A site on the grid of its whole series: z from the feet = N - z.
+
+    The published z counts from 1 at the head, while y and x count from 0. Measured on all 1,016 removal sites against
+    the outlines of LIDC's readers: N - 1 - z lies 0.98 slices below the nodules on average, N - z 0.02; in y and x
+    the mean is -0.02 pixels. (Half of the sites are a second one at z + 1 or z - 1 of the same nodule.) Slices of a
+    released stack are not touched by this: they are found by the label stack beside it.
 
     geometry: that of the series as io.read gives it; a crop would shift the slices.
     Raises GeometryError where the site lies outside the grid.
     """
     from_head, y, x = site.index_from_head_zyx
-    center = (geometry.shape_zyx[0] - 1 - from_head, y, x)
+    center = (geometry.shape_zyx[0] - from_head, y, x)
     if not geometry.contains(center):
         raise GeometryError(
             f"site {site.site_id} at slice {from_head} from the head, row {y}, column {x} lies outside a grid of "

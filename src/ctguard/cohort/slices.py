@@ -73,8 +73,8 @@ class SliceBatches:
         x, mask = np.full(shape, -1024, np.float32), np.zeros(shape, np.float32)
         ignore = np.ones(shape, np.float32)
         for i in range(self.batch):
-            scan = self.scans[rng.integers(len(self.scans))]
-            forgery = scan.forgeries[rng.integers(len(scan.forgeries))]
+            scan = self.scans[int(rng.integers(len(self.scans)))]
+            forgery = scan.forgeries[int(rng.integers(len(scan.forgeries)))]
             planes = self._planes(scan, forgery, i % 4, rng)
             turns, flip = (int(rng.integers(4)), rng.random() < 0.5) if self.augment else (0, False)
             for target, plane in zip((x, mask, ignore), planes, strict=True):

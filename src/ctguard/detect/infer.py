@@ -39,11 +39,10 @@ def detect_volume(
     device: str = "cpu",
     batch: int = 4,
 ) -> Verdict:
-    """Judge every slice within the body; the volume's score is the highest score of a slice.
+    """Judge every slice of the detector's area, lungs or body; the volume's score is the highest score of a slice.
 
     name, model_id, threshold: as in the detector's card; the threshold is a probability, 0..1.
-    fast: only the lungs' box and, of thin slices, every second or third; a slice that was left out takes the map of
-        the nearest one that was not.
+    fast: of thin slices, only every second or third; one that was left out takes the map of the nearest that was not.
     batch: slices at a time. Memory beyond the volume, its mask and its map does not grow with the number of slices.
 
     The map (float32, 0..1) lies on the volume's own grid and is 0 where nothing was looked at. A verdict above the
@@ -54,7 +53,7 @@ def detect_volume(
     """
     if detector.dims != 2:
         raise ModelError(f"detector {name!r} takes {detector.dims}-D blocks", remedy="give a detector of slices")
-    box = _lung_box(volume) if fast else _body_box(volume)
+    box = _lung_box(volume) if detector.area == "lungs" else _body_box(volume)
     step = _fast_step(volume.geometry) if fast else 1
     indices = list(range(box[0].start, box[0].stop, step))
     batches = [indices[i : i + batch] for i in range(0, len(indices), batch)]
@@ -100,7 +99,7 @@ def _regions(map_: NDArray[np.float32], geometry: Geometry, threshold: float) ->
     """The regions that carry a verdict; the strongest one, however small or faint, where none is plain."""
     low = max(min(MAP_THRESHOLD, threshold), 1e-6)
     plain = find_regions(map_, geometry, low, peak=threshold)
-    return plain or find_regions(map_, geometry, low, min_mm3=0.0)[:1]
+    return plain or find_regions(map_, geometry, low, peak=float(map_.max()), min_mm3=0.0)[:1]
 
 
 def _fast_step(geometry: Geometry) -> int:

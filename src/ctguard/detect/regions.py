@@ -28,14 +28,18 @@ def find_regions(
     hot = map_ >= threshold
     if not hot.any():
         return ()
-    labels, _ = ndimage.label(hot, structure=np.ones((3, 3, 3)))
+    labels, count = ndimage.label(hot, structure=np.ones((3, 3, 3)))
+    numbers = labels[hot] - 1
+    sizes = np.bincount(numbers, minlength=count)
+    peaks = np.zeros(count, dtype=np.float32)
+    np.maximum.at(peaks, numbers, map_[hot])
+    kept = (sizes * geometry.voxel_mm3 >= min_mm3) & (peaks >= peak)
     found = []
-    for number, box in enumerate(ndimage.find_objects(labels), start=1):
-        inside = labels[box] == number
+    boxes = ndimage.find_objects(labels)
+    for index in np.flatnonzero(kept):
+        box, score = boxes[index], float(peaks[index])
+        inside = labels[box] == index + 1
         values = np.where(inside, map_[box], 0.0).astype(np.float64)
-        score = float(values.max())
-        if score < peak or inside.sum() * geometry.voxel_mm3 < min_mm3:
-            continue
         start = np.array([part.start for part in box])
         center = start + np.array(ndimage.center_of_mass(values))
         extent = np.array(inside.shape) * np.asarray(geometry.spacing_zyx_mm)

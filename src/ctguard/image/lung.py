@@ -25,8 +25,9 @@ _TISSUE_HU = -300.0
 _GAS_MEDIAN_HU = -940.0  # lung, emphysema included, holds vessels and partial volume; a gas-filled lumen does not
 _GAS_TOP_HU = -900.0
 _SMALL_AREA_MM2 = 1500.0  # trachea, bronchi and bowel loops are below this, lung cross-sections mostly above
+_LEAST_AREA_MM2 = 60.0
 _CLOSING_MM = 6.0
-_STRIP_MM = 15.0
+_STRIP_MM = 13.0
 _HOLE_MM2 = 1200.0  # a nodule of 39 mm; larger holes are mediastinum between two touching lungs
 _IN_PLANE = np.array([[[0, 0, 0]] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0, 0, 0]] * 3], dtype=bool)
 _IN_PLANE[0] = _IN_PLANE[2] = False
@@ -64,7 +65,8 @@ def body_mask(volume: Volume) -> Mask:
 
 def parenchyma_mask(volume: Volume) -> Mask:
     """Voxels of the lung between -950 and -500 HU, that is without vessels, walls and bullae: bool (z, y, x)."""
-    return lung_mask(volume) & (volume.hu > -950) & (volume.hu < -500)
+    inside: Mask = lung_mask(volume) & (volume.hu > -950) & (volume.hu < -500)
+    return inside
 
 
 def soft_tissue_mask(volume: Volume) -> Mask:
@@ -79,7 +81,19 @@ def soft_tissue_mask(volume: Volume) -> Mask:
     body = _refine(_coarse_body(coarse, trunk, lung), coarse, volume.geometry.shape_zyx)
     section = _refine(lung, coarse, volume.geometry.shape_zyx).sum(axis=(1, 2))
     level = section >= 0.2 * section.max()
-    return body & (volume.hu > 0) & (volume.hu < 150) & level[:, None, None]
+    soft: Mask = body & (volume.hu > 0) & (volume.hu < 150) & level[:, None, None]
+    return soft
+
+
+def soft_tissue_region(volume: Volume) -> Mask:
+    """Where the mean over 10 mm is that of soft tissue (0..100 HU), without holes that noise makes: bool (z, y, x).
+
+    For spectra, which need whole patches; `soft_tissue_mask` is the one that local noise is defined on.
+    """
+    coarse = _decimate(volume)
+    side = [1, *(max(1, round(10.0 / mm)) for mm in coarse.spacing_zyx_mm[1:])]
+    mean = ndimage.uniform_filter(coarse.hu, side)
+    return _refine((mean > 0) & (mean < 100) & ~coarse.empty, coarse, volume.geometry.shape_zyx)
 
 
 def _decimate(volume: Volume) -> _Coarse:
@@ -102,7 +116,7 @@ def _decimate(volume: Volume) -> _Coarse:
         clipped = np.maximum(layers, np.asarray(AIR_FLOOR_HU, dtype=layers.dtype))
         total[z] = clipped.sum(axis=0, dtype=np.float32).reshape(out[1], fy, out[2], fx).sum(axis=1).sum(axis=2)
     spacing = np.asarray(volume.geometry.spacing_zyx_mm) * (fz, fy, fx)
-    return _Coarse(total / (fz * fy * fx), empty, (fz, fy, fx), as_float_triple(spacing))
+    return _Coarse(total / np.float32(fz * fy * fx), empty, (fz, fy, fx), as_float_triple(spacing))
 
 
 def _trunk(coarse: _Coarse) -> Mask:
@@ -129,8 +143,11 @@ def _coarse_lung(coarse: _Coarse, trunk: Mask) -> Mask:
     pixel_mm2 = coarse.spacing_zyx_mm[1] * coarse.spacing_zyx_mm[2]
     near_trunk = ndimage.binary_dilation(trunk, _IN_PLANE, iterations=3)
     labels, count = ndimage.label(aerated, _IN_PLANE)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
     keep = np.zeros(count + 1, dtype=bool)
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        if sizes[label] * pixel_mm2 < _LEAST_AREA_MM2:
+            continue
         part = labels[box] == label
         keep[label] = not _is_gas(coarse.hu[box][part], pixel_mm2) and _is_enclosed(labels, label, box, near_trunk)
     lung = _large(keep[labels], 0.1 if labels.shape[0] > 1 else 0.05)
@@ -140,6 +157,8 @@ def _coarse_lung(coarse: _Coarse, trunk: Mask) -> Mask:
 
 def _is_gas(hu: Floats, pixel_mm2: float) -> bool:
     """A lumen full of gas, or the air around the patient: near -1000 HU and without vessels."""
+    if hu.mean() < _GAS_MEDIAN_HU - 40:
+        return True
     low, middle, high = np.percentile(hu, (10, 50, 90))
     if hu.size * pixel_mm2 < _SMALL_AREA_MM2:
         return bool(low < _GAS_MEDIAN_HU or middle < _GAS_TOP_HU)
@@ -160,36 +179,35 @@ def _is_enclosed(labels: NDArray[np.int32], label: int, box: tuple[slice, ...], 
 def _strips_at_border(lung: Mask, coarse: _Coarse) -> Mask:
     """Thin parts that lean on the border or on padding: the mattress under the patient, not lung."""
     labels, count = ndimage.label(lung)
-    depth = np.zeros(count + 1)
-    for plane, part in zip(lung, labels, strict=True):
-        if plane.any():
-            inside = ndimage.distance_transform_edt(np.pad(plane, 1), sampling=coarse.spacing_zyx_mm[1:])[1:-1, 1:-1]
-            np.maximum.at(depth, part.ravel(), inside.ravel())
+    side = [1, *(2 * round(_STRIP_MM / mm) + 1 for mm in coarse.spacing_zyx_mm[1:])]
+    core = ndimage.minimum_filter(lung, side, mode="constant", cval=False)
+    thick = np.zeros(count + 1, dtype=bool)
+    thick[np.unique(labels[core])] = True
     edge = ndimage.binary_dilation(coarse.empty, _IN_PLANE, iterations=2)
     edge[:, :2] = edge[:, -2:] = edge[:, :, :2] = edge[:, :, -2:] = True
     leans = np.zeros(count + 1, dtype=bool)
     leans[np.unique(labels[edge])] = True
-    strip = leans & (depth < _STRIP_MM)
+    strip = leans & ~thick
     strip[0] = False
     found: Mask = strip[labels]
     return found
 
 
 def _close(lung: Mask, coarse: _Coarse) -> Mask:
-    """Closing by a ball, then small holes of each slice: vessels, nodules and bronchial walls join the lung."""
-    reach = [int(np.ceil(_CLOSING_MM / mm)) for mm in coarse.spacing_zyx_mm]
+    """Closing by a box, then small holes of each slice: vessels, nodules and bronchial walls join the lung."""
+    reach = [int(_CLOSING_MM // mm) for mm in coarse.spacing_zyx_mm]
     box = tuple(
         slice(max(0, s.start - r), s.stop + r)
         for s, r in zip(ndimage.find_objects(lung.astype(np.uint8))[0], reach, strict=True)
     )
     # edge values beyond the border: lung that leaves the field of view is not eroded there
-    block = np.pad(lung[box], [(r + 1, r + 1) for r in reach], mode="edge")
-    grown = ndimage.distance_transform_edt(~block, sampling=coarse.spacing_zyx_mm) <= _CLOSING_MM
-    closed = ndimage.distance_transform_edt(grown, sampling=coarse.spacing_zyx_mm) > _CLOSING_MM
-    inner = tuple(slice(r + 1, -(r + 1)) for r in reach)
+    block = np.pad(lung[box], [(r, r) for r in reach], mode="edge")
+    side = [2 * r + 1 for r in reach]
+    closed = ndimage.minimum_filter(ndimage.maximum_filter(block, side), side)
     out = lung.copy()
-    out[box] |= closed[inner]
-    return _fill_small_holes(out, coarse) & ~coarse.empty
+    out[box] |= closed[tuple(slice(r, n - r) for r, n in zip(reach, block.shape, strict=True))]
+    closed_lung: Mask = _fill_small_holes(out, coarse) & ~coarse.empty
+    return closed_lung
 
 
 def _fill_small_holes(lung: Mask, coarse: _Coarse) -> Mask:
@@ -207,7 +225,8 @@ def _coarse_body(coarse: _Coarse, trunk: Mask, lung: Mask) -> Mask:
     body = ndimage.binary_dilation(trunk, _IN_PLANE) & (coarse.hu > _TISSUE_HU) | trunk | lung
     for plane in body:
         plane[:] = ndimage.binary_fill_holes(ndimage.binary_closing(plane, iterations=2) | plane)
-    return body & ~coarse.empty
+    inside: Mask = body & ~coarse.empty
+    return inside
 
 
 def _refine(mask: Mask, coarse: _Coarse, shape_zyx: IntTriple) -> Mask:

@@ -112,7 +112,8 @@ def local_noise_sd(volume: Volume, mask: Mask, block_mm: float = 10.0) -> NoiseS
         raise GeometryError(f"a mask of shape {mask.shape} does not fit a volume of shape {volume.hu.shape}")
     box = _bounding_box(mask)
     residual = median_residual(volume.hu[_wider(box)])[_inner(box)]
-    sides = tuple(max(2, round(block_mm / mm)) for mm in volume.geometry.spacing_zyx_mm[1:])
+    _, dy, dx = volume.geometry.spacing_zyx_mm
+    sides = (max(2, round(block_mm / dy)), max(2, round(block_mm / dx)))
     filled = _blocks(mask[box], sides).mean(axis=(-2, -1), dtype=np.float32) >= _MOSTLY
     if not filled.any():
         raise GeometryError(f"no block of {block_mm:g} mm lies in the mask", remedy="give a larger mask or block_mm")
@@ -184,8 +185,8 @@ def noise_covariance(hu: NDArray[np.generic], mask: Mask | None = None, reach: i
     edges) are left out, besides what lies outside the mask. Lags beyond the block are zero; the last lags are
     tapered. Raises GeometryError where fewer than 512 voxels remain.
     """
-    usable = np.ones(hu.shape, dtype=bool) if mask is None else mask & (hu > AIR_FLOOR_HU)
-    clipped = np.maximum(hu, np.asarray(AIR_FLOOR_HU, dtype=hu.dtype)).astype(np.float32)
+    clipped = np.maximum(hu.astype(np.float32), AIR_FLOOR_HU)
+    usable = np.ones(hu.shape, dtype=bool) if mask is None else mask & (clipped > AIR_FLOOR_HU)
     residual, usable = _noise_only(clipped, usable)
     if usable.sum() < 512:
         raise GeometryError(

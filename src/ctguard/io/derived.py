@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,13 @@ from ctguard.core.errors import WriteError
 from ctguard.core.geometry import Geometry, index_to_lps_mm
 from ctguard.core.volume import Volume
 from ctguard.io import zipped
+from ctguard.io.atomic import atomic_files, atomic_folder
 from ctguard.io.dicom import holds_dicom, opened
+from ctguard.io.dicom_pixels import rescaled
 from ctguard.io.dicom_rules import Rules, inherited, patient_of, refer_to_source, rules_for, stamp
 from ctguard.io.dicom_series import GRID_TOLERANCE, GRID_TOLERANCE_MM
-from ctguard.io.dicom_slices import PARSE_ERRORS, Aside, Slice, load, one_line, required, rescaled, slices_of
+from ctguard.io.dicom_slices import Aside, Slice, load, slices_of
+from ctguard.io.dicom_values import PARSE_ERRORS, one_line, required
 
 _LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91")
 _LOSSY_METHOD = dict(zip(_LOSSY, ("ISO_10918_1", "ISO_10918_1", "ISO_14495_1", "ISO_15444_1"), strict=True))
@@ -264,49 +265,11 @@ def _encoded(ds: Dataset, out: Path, z: int) -> bytes:
     return buffer.getvalue()
 
 
-@contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A sibling folder that becomes `out`, whole, when the block ends well, and vanishes when it does not."""
-    made: list[Path] = []
-    stage = out.parent / f".{out.name}.{os.getpid()}.part"
-    try:
-        if out.exists() and (not out.is_dir() or holds_dicom(out)):
-            what = "holds DICOM files already" if out.is_dir() else "is a file"
-            raise WriteError(what, where=out, remedy="give a new or empty folder")
-        for parent in (*reversed(out.parents), out.parent):
-            if not parent.exists():
-                parent.mkdir()
-                made.append(parent)
-        stage.mkdir()
-        made.append(stage)
-        yield stage
-        _publish(stage, out)
-        made.clear()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise WriteError(
-            f"cannot be written ({reason})", where=out, remedy="give a folder with room to write"
-        ) from error
-    finally:
-        for folder in reversed(made):
-            if folder == stage:
-                shutil.rmtree(folder, ignore_errors=True)
-            elif not any(folder.iterdir()):
-                folder.rmdir()
-
-
-def _publish(stage: Path, out: Path) -> None:
-    """Rename the staged folder, or move its files beside what an output folder already holds."""
-    if not out.exists() or not any(out.iterdir()):
-        stage.replace(out)
-        return
-    moved = []
-    try:
-        for file in sorted(stage.iterdir()):
-            file.replace(out / file.name)
-            moved.append(out / file.name)
-    except OSError:
-        for file in moved:
-            file.unlink(missing_ok=True)
-        raise
-    stage.rmdir()
+def _staged(out: Path) -> AbstractContextManager[Path]:
+    """A hidden folder whose files appear in `out` when the block ends well, and vanish when it does not."""
+    if out.exists() and not out.is_dir():
+        raise WriteError("is a file", where=out, remedy="give a new or empty folder")
+    if holds_dicom(out):
+        raise WriteError("holds DICOM files already", where=out, remedy="give a new or empty folder")
+    empty = not out.exists() or not any(out.iterdir())
+    return atomic_folder(out) if empty else atomic_files(out / "series")

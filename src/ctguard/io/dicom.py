@@ -16,8 +16,9 @@ from ctguard.core.marks import Mark
 from ctguard.core.provenance import Provenance, Source, Step
 from ctguard.core.volume import Volume
 from ctguard.io import zipped
+from ctguard.io.dicom_pixels import rescaled
 from ctguard.io.dicom_series import Stack, arrange, choose
-from ctguard.io.dicom_slices import Aside, Slice, load, rescaled, slices_of
+from ctguard.io.dicom_slices import Aside, Slice, load, slices_of
 
 _SUFFIXES = (".dcm", ".dicom", ".ima")
 

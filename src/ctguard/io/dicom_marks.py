@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from copy import copy
+from copy import deepcopy
 from functools import lru_cache
 
 from pydicom.dataset import Dataset
@@ -35,7 +35,7 @@ def records_of(marks: tuple[Mark, ...], steps: Sequence[Step], equipment: Datase
     pieces = [text[i : i + _PIECE_LENGTH] for i in range(0, len(text), _PIECE_LENGTH)]
     items = []
     for number, piece in enumerate(pieces, start=1):
-        item = copy(equipment)
+        item = deepcopy(equipment)
         # The brackets keep spaces at a piece's end, which DICOM would take for padding.
         item.ContributionDescription = f"ctguard-record {number}/{len(pieces)} [{piece}]"
         items.append(item)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,17 +122,13 @@ def rules_for(volume: Volume) -> Rules:
 
 def inherited(source: Dataset, whole: bool) -> Dataset:
     """What a copy takes over from its source: all but the stale (whole), or the allow-list of image attributes."""
-    ds = Dataset()
     if whole:
+        ds = Dataset()
         for element in source:
-            ds[element.tag] = element
-        for keyword in (*_STALE, "PixelData"):
-            if keyword in ds:
-                delattr(ds, keyword)
+            if element.keyword not in _STALE and element.keyword != "PixelData":
+                ds[element.tag] = copy(element)
         return _without_signatures(ds)
-    for keyword in _IMAGE:
-        if keyword in source:
-            ds[keyword] = source[keyword]
+    ds = _taken(source, _IMAGE)
     for keyword in _MAY_BE_EMPTY:
         if keyword not in ds:
             setattr(ds, keyword, None)
@@ -141,10 +139,15 @@ def inherited(source: Dataset, whole: bool) -> Dataset:
 
 def patient_of(source: Dataset) -> Dataset:
     """Patient, study and series attributes alone."""
+    return _taken(source, _PATIENT)
+
+
+def _taken(source: Dataset, keywords: Iterable[str]) -> Dataset:
+    """Copies of elements: an element that two datasets share would change in both."""
     ds = Dataset()
-    for keyword in _PATIENT:
+    for keyword in keywords:
         if keyword in source:
-            ds[keyword] = source[keyword]
+            ds[keyword] = copy(source[keyword])
     return ds
 
 

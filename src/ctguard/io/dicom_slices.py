@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
-from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
-from pydicom.pixels.decoders.base import Decoder, get_decoder
-from pydicom.tag import Tag
 from pydicom.uid import (
     CTImageStorage,
     EnhancedCTImageStorage,
@@ -23,32 +19,26 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from ctguard.core.errors import MissingExtraError, ReadError
+from ctguard.core.errors import ReadError
 from ctguard.core.geometry import FloatTriple, as_float_triple
 from ctguard.core.marks import Mark
 from ctguard.core.provenance import Step
 from ctguard.io.dicom_marks import read_marks
-
-PARSE_ERRORS = (
-    InvalidDicomError,
-    BytesLengthException,
-    EOFError,
-    OSError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    NotImplementedError,
-    RuntimeError,
-    struct.error,
+from ctguard.io.dicom_pixels import decoded, fits_int16
+from ctguard.io.dicom_values import (
+    PARSE_ERRORS,
+    REWRITE,
+    missing,
+    one_line,
+    required,
+    tag_text,
+    texts,
+    texts_of,
+    value_of,
 )
-"""What pydicom and its decoders raise on damaged input."""
 
 _MULTIFRAME = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 _COMPANIONS = frozenset({"SR", "PR", "KO", "SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "REG", "DOC", "PLAN"})
-_REWRITE = "export the series again, or copy it again from where it came"
-_INT16 = np.iinfo(np.int16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +89,12 @@ class Aside:
 def load(stream: BinaryIO, file: str, pixels: bool = True) -> FileDataset:
     """The dataset of an open DICOM file. Raises ReadError where it is damaged."""
     try:
-        return dcmread(stream, stop_before_pixels=not pixels)
+        with warnings.catch_warnings():
+            # pydicom only warns of a file that ends too early.
+            warnings.filterwarnings("error", message="End of file reached")
+            return dcmread(stream, stop_before_pixels=not pixels)
     except PARSE_ERRORS as error:
-        raise ReadError(f"is damaged or truncated ({one_line(error)})", where=file, remedy=_REWRITE) from error
+        raise ReadError(f"is damaged or truncated ({one_line(error)})", where=file, remedy=REWRITE) from error
 
 
 def slices_of(ds: FileDataset, file: str, pixels: bool = True) -> list[Slice] | Aside:
@@ -113,30 +106,30 @@ def slices_of(ds: FileDataset, file: str, pixels: bool = True) -> list[Slice] | 
     try:
         return _slices_of(ds, file, pixels)
     except PARSE_ERRORS as error:
-        raise ReadError(f"is damaged ({one_line(error)})", where=file, remedy=_REWRITE) from error
+        raise ReadError(f"is damaged ({one_line(error)})", where=file, remedy=REWRITE) from error
 
 
 def _slices_of(ds: FileDataset, file: str, pixels: bool) -> list[Slice] | Aside:
-    modality = str(ds.get("Modality", "") or "")
-    sop_class = ds.get("SOPClassUID", ds.file_meta.get("MediaStorageSOPClassUID"))
+    modality = str(value_of(ds, "Modality") or "")
+    sop_class = value_of(ds, "SOPClassUID") or ds.file_meta.get("MediaStorageSOPClassUID")
     if modality in _COMPANIONS or sop_class == SecondaryCaptureImageStorage or "DirectoryRecordSequence" in ds:
         return Aside(file, modality or "DICOMDIR")
     if not modality and "Rows" not in ds and "SeriesInstanceUID" not in ds:
-        raise ReadError("ends before its image begins: the file is truncated", where=file, remedy=_REWRITE)
+        raise ReadError("ends before its image begins: the file is truncated", where=file, remedy=REWRITE)
     if modality != "CT":
         # A series of another modality takes part in the choice of series, then is refused there; no pixels needed.
         return [_foreign(ds, file, modality)]
-    if "LOCALIZER" in _values(ds, "ImageType"):
+    if "LOCALIZER" in texts(ds, "ImageType"):
         return Aside(file, "LOCALIZER")
     if sop_class in _MULTIFRAME:
         return _frames(ds, file, pixels)
-    if int(ds.get("NumberOfFrames", 1) or 1) != 1:
+    if int(value_of(ds, "NumberOfFrames") or 1) != 1:
         raise ReadError(
             f"holds several frames but is no enhanced CT (SOP class {sop_class})",
             where=file,
             remedy=f"convert it to {CTImageStorage.name} files",
         )
-    stored = next(_decoded(ds, file, 1)) if pixels else None
+    stored = next(decoded(ds, file, 1)) if pixels else None
     return [_slice(ds, [ds], file, 0, stored)]
 
 
@@ -160,13 +153,13 @@ def _frames(ds: FileDataset, file: str, pixels: bool) -> list[Slice] | Aside:
         raise ReadError(
             f"has {count} frames but positions for {len(per_frame)} (PerFrameFunctionalGroupsSequence)",
             where=file,
-            remedy=_REWRITE,
+            remedy=REWRITE,
         )
-    arrays = _decoded(ds, file, count) if pixels else iter([None] * count)
+    arrays = decoded(ds, file, count) if pixels else iter([None] * count)
     slices = []
     for index, (group, stored) in enumerate(zip(per_frame, arrays, strict=True)):
         items = [ds, *_items(shared), *_items(group)]
-        if "LOCALIZER" not in _values(_merged(items, ["FrameType"]), "FrameType"):
+        if "LOCALIZER" not in texts(_merged(items, ["FrameType"]), "FrameType"):
             slices.append(_slice(ds, items[::-1], file, index, stored))
     return slices or Aside(file, "LOCALIZER")
 
@@ -190,8 +183,8 @@ def _slice(ds: FileDataset, items: Sequence[Dataset], file: str, frame: int, sto
 
     def find(keyword: str) -> Any:
         for item in items:
-            value = item.get(keyword)
-            if value is not None and value != "":
+            value = value_of(item, keyword)
+            if value is not None:
                 return value
         return None
 
@@ -201,14 +194,15 @@ def _slice(ds: FileDataset, items: Sequence[Dataset], file: str, frame: int, sto
             raise missing(keyword, file)
         numbers = [float(v) for v in value] if isinstance(value, MultiValue | list | tuple) else [float(value)]
         if len(numbers) != count or not np.isfinite(numbers).all():
-            raise ReadError(f"{keyword} {_tag(keyword)} is {value}, not {count} numbers", where=file, remedy=_REWRITE)
+            what = f"{keyword} {tag_text(keyword)} is {value}, not {count} numbers"
+            raise ReadError(what, where=file, remedy=REWRITE)
         return numbers
 
     orientation = np.array(need("ImageOrientationPatient", 6)).reshape(2, 3)
     lengths = np.linalg.norm(orientation, axis=1)
     if np.abs(lengths - 1).max() > 1e-2 or abs(orientation[0] @ orientation[1]) > 1e-2:
         raise ReadError(
-            "ImageOrientationPatient (0020,0037) is not a pair of orthogonal unit vectors", where=file, remedy=_REWRITE
+            "ImageOrientationPatient (0020,0037) is not a pair of orthogonal unit vectors", where=file, remedy=REWRITE
         )
     x_axis = orientation[0] / lengths[0]
     y_axis = orientation[1] - (orientation[1] @ x_axis) * x_axis
@@ -216,17 +210,17 @@ def _slice(ds: FileDataset, items: Sequence[Dataset], file: str, frame: int, sto
     spacing = need("PixelSpacing", 2)
     slope, intercept = need("RescaleSlope", 1)[0], need("RescaleIntercept", 1)[0]
     if slope == 0 or min(spacing) <= 0:
-        raise ReadError(f"RescaleSlope {slope:g} or PixelSpacing {spacing} is not usable", where=file, remedy=_REWRITE)
-    kernel, thickness, acquisition = find("ConvolutionKernel"), find("SliceThickness"), ds.get("AcquisitionNumber")
-    thickness = thickness or find("SpacingBetweenSlices")
-    frame_acquisition = find("FrameAcquisitionNumber")
+        raise ReadError(f"RescaleSlope {slope:g} or PixelSpacing {spacing} is not usable", where=file, remedy=REWRITE)
+    kernel = find("ConvolutionKernel")
+    thickness = find("SliceThickness") or find("SpacingBetweenSlices")
+    acquisition = find("FrameAcquisitionNumber") or find("AcquisitionNumber")
     marks, steps = read_marks(ds, file)
     return Slice(
         file=file,
         frame=frame,
         series_uid=str(required(ds, "SeriesInstanceUID", file)),
         modality="CT",
-        kernel=None if kernel is None else "/".join(_values_of(kernel)),
+        kernel=None if kernel is None else "/".join(texts_of(kernel)),
         shape_yx=(int(required(ds, "Rows", file)), int(required(ds, "Columns", file))),
         spacing_yx_mm=(spacing[0], spacing[1]),
         axes_lps=(as_float_triple(x_axis), as_float_triple(y_axis)),
@@ -235,13 +229,13 @@ def _slice(ds: FileDataset, items: Sequence[Dataset], file: str, frame: int, sto
         intercept=intercept,
         padding=_padding(ds),
         thickness_mm=abs(float(thickness)) if thickness else None,
-        acquisition=int(frame_acquisition or acquisition) if frame_acquisition or acquisition else None,
+        acquisition=int(acquisition) if acquisition else None,
         patient_id=str(ds.get("PatientID") or "") or None,
-        deidentified=ds.get("PatientIdentityRemoved") == "YES",
+        deidentified=value_of(ds, "PatientIdentityRemoved") == "YES",
         marks=marks,
         steps=steps,
         stored=stored,
-        whole=stored is None or _fits_int16(stored, slope, intercept),
+        whole=stored is None or fits_int16(stored, slope, intercept),
     )
 
 
@@ -251,104 +245,5 @@ def _padding(ds: Dataset) -> int | None:
         return None
     number = int(value)
     # Some writers state the bit pattern of a signed value as unsigned.
-    signed = int(ds.PixelRepresentation) == 1
-    return number - 65536 if signed and number > _INT16.max else number
-
-
-def _fits_int16(stored: NDArray[Any], slope: float, intercept: float) -> bool:
-    if not (slope.is_integer() and intercept.is_integer()):
-        return False
-    ends = (int(stored.min()) * slope + intercept, int(stored.max()) * slope + intercept)
-    return _INT16.min <= min(ends) and max(ends) <= _INT16.max
-
-
-def rescaled(stored: NDArray[Any], slope: float, intercept: float, out: NDArray[Any]) -> None:
-    """Write Hounsfield units of stored values into `out`, int16 (whole numbers that fit) or float32."""
-    if out.dtype == np.float32:
-        out[...] = stored.astype(np.float64) * slope + intercept
-    elif slope == 1:
-        np.add(stored, np.int32(intercept), out=out, casting="unsafe")
-    else:
-        out[...] = stored.astype(np.int32) * int(slope) + int(intercept)
-
-
-def _decoder(ds: FileDataset, file: str) -> Decoder:
-    syntax = ds.file_meta.get("TransferSyntaxUID")
-    if syntax is None:
-        raise ReadError("TransferSyntaxUID (0002,0010) is missing", where=file, remedy="rewrite it with dcmconv")
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError as error:
-        raise ReadError(
-            f"its transfer syntax {syntax.name} cannot be read", where=file, remedy="decompress it with dcmdjpeg"
-        ) from error
-    if not decoder.is_available:
-        raise MissingExtraError(
-            f"its compression ({syntax.name}) needs a second decoder", where=file, remedy="pip install ctguard[gdcm]"
-        )
-    return decoder
-
-
-def _decoded(ds: FileDataset, file: str, count: int) -> Iterator[NDArray[Any]]:
-    """Stored values, frame by frame."""
-    if "PixelData" not in ds:
-        raise ReadError("has no PixelData (7FE0,0010): the file is truncated", where=file, remedy=_REWRITE)
-    if int(required(ds, "SamplesPerPixel", file)) != 1:
-        raise ReadError("is a colour picture, not CT", where=file, remedy="remove it from the folder")
-    decoder = _decoder(ds, file)
-    allocated, stored_bits = int(required(ds, "BitsAllocated", file)), int(required(ds, "BitsStored", file))
-    rows, columns = int(required(ds, "Rows", file)), int(required(ds, "Columns", file))
-    if decoder.is_native:
-        expected, found = rows * columns * count * allocated // 8, len(ds.PixelData)
-        if found < expected:
-            raise ReadError(
-                f"is truncated: {found} of {expected} bytes of PixelData (7FE0,0010)", where=file, remedy=_REWRITE
-            )
-    # A view saves a copy of each slice; unused high bits need correcting, hence a copy.
-    options: Any = {"raw": True, "view_only": decoder.is_native and allocated == stored_bits}
-    if count == 1:
-        yield _checked(decoder.as_array(ds, **options)[0], (rows, columns), file)
-    elif decoder.is_native:
-        yield from decoder.as_array(ds, **options)[0]
-    else:
-        for array, _ in decoder.iter_array(ds, raw=True):
-            yield _checked(array, (rows, columns), file)
-
-
-def _checked(array: NDArray[Any], shape_yx: tuple[int, int], file: str) -> NDArray[Any]:
-    if array.shape != shape_yx:
-        raise ReadError(f"holds {array.shape} voxels, its header says {shape_yx}", where=file, remedy=_REWRITE)
-    return array
-
-
-def required(ds: Dataset, keyword: str, file: str) -> Any:
-    """The value of an attribute that a CT image must have. Raises ReadError naming the tag."""
-    value = ds.get(keyword)
-    if value is None or value == "":
-        raise missing(keyword, file)
-    return value
-
-
-def missing(keyword: str, file: str) -> ReadError:
-    """The error for an attribute that is absent or empty."""
-    return ReadError(f"{keyword} {_tag(keyword)} is missing", where=file, remedy=_REWRITE)
-
-
-def _tag(keyword: str) -> str:
-    tag = Tag(tag_for_keyword(keyword) or 0)
-    return f"({tag.group:04X},{tag.element:04X})"
-
-
-def _values(ds: Dataset, keyword: str) -> list[str]:
-    value = ds.get(keyword)
-    return [] if value is None else _values_of(value)
-
-
-def _values_of(value: Any) -> list[str]:
-    return [str(v) for v in value] if isinstance(value, MultiValue | list | tuple) else [str(value)]
-
-
-def one_line(error: BaseException) -> str:
-    """The text of another library's error on one line, shortened."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else f"{text[:157]}..."
+    signed = value_of(ds, "PixelRepresentation") == 1
+    return number - 65536 if signed and number > 32767 else number

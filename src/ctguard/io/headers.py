@@ -61,8 +61,8 @@ def check_metaimage(path: Path) -> None:
     want = _bytes_per_voxel(kind, path) * _product(sizes, path)
     start = body if local else max(0, _product(fields.get("HeaderSize", "0"), path))
     if fields.get("CompressedData", "False")[:1] in ("T", "t", "1"):  # as ITK reads it
-        if "CompressedDataSize" in fields:
-            _check_size(source, start, _product(fields["CompressedDataSize"], path), at_end=False)
+        _demand(fields, "CompressedDataSize", path)
+        _check_size(source, start, _product(fields["CompressedDataSize"], path), at_end=False)
         _check_stream(source, start, want, zlib.MAX_WBITS)
     else:
         _check_size(source, start, want, at_end=fields.get("HeaderSize") == "-1")

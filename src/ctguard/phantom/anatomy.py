@@ -26,7 +26,8 @@ class Anatomy:
     half_width, half_depth: of the cavity at its widest; apex_z, dome_right_z, dome_left_z: heights.
     fat, muscle: layer thickness; breast: how far breasts stand out; heart: scale.
     lung_hu: mean parenchyma before vessels; gravity_hu_mm: gain towards the back; emphysema: 0..1.
-    vessel_density: terminals of the vessel trees relative to the usual; texture_hu: lobular texture.
+    vessel_density: terminals of the vessel trees relative to the usual; texture_hu: lobular texture;
+        capillary_hu: vessels too small for the trees.
     waves: random wave vectors, phases and amplitudes that make every surface irregular.
     """
 
@@ -47,6 +48,7 @@ class Anatomy:
     vessel_density: float
     vessel_scale: float
     texture_hu: float
+    capillary_hu: float
     fissure_hu: float
     rib_phase: float
     rib_slope: float
@@ -94,12 +96,13 @@ def draw_anatomy(rng: np.random.Generator, style: int) -> Anatomy:
         muscle=size * u(13, 20),
         breast=max(0.0, u(-20, 32)),
         heart=size * u(0.88, 1.12),
-        lung_hu=float(np.clip(rng.normal(-880 + 8 * shift, 20), -925, -820)),
+        lung_hu=float(np.clip(rng.normal(-868 + 8 * shift, 17), -910, -820)),
         gravity_hu_mm=u(0.10, 0.40),
         emphysema=max(0.0, u(-1.6, 0.9)),
         vessel_density=u(0.75, 1.25) * (1 - 0.2 * shift),
         vessel_scale=u(0.92, 1.10) * (1 + 0.06 * shift),
         texture_hu=u(17, 27) * (1 + 0.2 * shift),
+        capillary_hu=u(200, 330) * (1 - 0.15 * shift),
         fissure_hu=u(70, 160),
         rib_phase=u(0, 25),
         rib_slope=u(0.42, 0.6),
@@ -143,14 +146,18 @@ def ellipsoid(x: F64, y: F64, z: F64, center: FloatTriple, radii: FloatTriple) -
 
 
 def tube(x: F64, y: F64, z: F64, line: Polyline) -> F64:
-    """Signed distance of a chain of round cones."""
+    """Signed distance of a chain of round cones; 40 mm where it is farther."""
     best = None
+    low, high = float(np.min(z)), float(np.max(z))
     for (x0, y0, z0, r0), (x1, y1, z1, r1) in zip(line[:-1], line[1:], strict=True):
+        if min(z0, z1) - max(r0, r1) - 40.0 > high or max(z0, z1) + max(r0, r1) + 40.0 < low:
+            continue
         ex, ey, ez = x1 - x0, y1 - y0, z1 - z0
         t = np.clip(((x - x0) * ex + (y - y0) * ey + (z - z0) * ez) / (ex * ex + ey * ey + ez * ez), 0, 1)
         d = np.sqrt((x - x0 - t * ex) ** 2 + (y - y0 - t * ey) ** 2 + (z - z0 - t * ez) ** 2) - (r0 + t * (r1 - r0))
         best = d if best is None else np.minimum(best, d)
-    assert best is not None
+    if best is None:
+        return np.full(np.broadcast_shapes(x.shape, y.shape, z.shape), 40.0)
     return best
 
 
@@ -162,7 +169,10 @@ def heart_surface(a: Anatomy, x: F64, y: F64, z: F64, grow_mm: float = 0.0) -> F
     v = (x - cx) * s + (y - cy) * c
     w = z - cz + 0.30 * (x - cx)
     radii = (58 * a.heart + grow_mm, 44 * a.heart + grow_mm, 54 * a.heart + grow_mm)
-    return ellipsoid(u, v, w, (0.0, 0.0, 0.0), radii)
+    left = ellipsoid(u, v, w, (0.0, 0.0, 0.0), radii)
+    place = (-0.12 * a.half_width, -0.22 * a.half_depth, cz + 8.0)
+    atrium = ellipsoid(x, y, z, place, (28 * a.heart + grow_mm, 32 * a.heart + grow_mm, 36 * a.heart + grow_mm))
+    return smooth_min(left, atrium, 12.0)
 
 
 def great_vessels(a: Anatomy) -> dict[str, Polyline]:
@@ -172,7 +182,7 @@ def great_vessels(a: Anatomy) -> dict[str, Polyline]:
     (rx, ry, rz), (lx, ly, lz) = a.hila
     ascending = [(-8.0, -0.20 * d, -12.0, 16 * k), (-14.0, -0.24 * d, 20.0, 16 * k), (-10.0, -0.16 * d, 48.0, 15 * k)]
     over = [(2.0, 0.02 * d, arch, 14 * k), (18.0, 0.28 * d, arch - 3, 13 * k)]
-    descending = [(24.0, sy - 30, arch - 24, 12.5 * k), (24.0, sy - 26, 0.0, 12 * k), (13.0, sy - 27, -140.0, 11 * k)]
+    descending = [(23.0, sy - 26, arch - 24, 12.5 * k), (22.0, sy - 21, 0.0, 12 * k), (10.0, sy - 27, -140.0, 11 * k)]
     return {
         "aorta": tuple(ascending + over + descending),
         "cava": ((-28.0, -0.10 * d, -18.0, 10 * k), (-27.0, -0.12 * d, 40.0, 9 * k), (-18.0, -0.12 * d, 96.0, 7 * k)),
@@ -183,7 +193,7 @@ def great_vessels(a: Anatomy) -> dict[str, Polyline]:
         "trunk": ((12.0, -0.32 * d, 0.0, 14 * k), (16.0, -0.16 * d, 24.0, 14 * k), (lx, ly, lz, 10 * k)),
         "right_artery": ((16.0, -0.12 * d, 22.0, 12 * k), (-10.0, 0.0, 20.0, 11 * k), (rx, ry, rz, 9 * k)),
         "oesophagus": ((3.0, sy - 30, 120.0, 7.0), (6.0, sy - 32, 20.0, 8.0), (14.0, sy - 40, -140.0, 9.0)),
-        "azygos": ((-9.0, sy - 21, -140.0, 3.0), (-10.0, sy - 20, 45.0, 4.0), (-24.0, 0.0, 52.0, 5.0)),
+        "azygos": ((-5.0, sy - 20, -140.0, 3.0), (-6.0, sy - 21, 45.0, 4.0), (-22.0, 0.1 * d, 54.0, 4.5)),
     }
 
 
@@ -214,7 +224,9 @@ def mediastinum(a: Anatomy, x: F64, y: F64, z: F64) -> F64:
     spine = np.sqrt(x**2 + ((y - sy) * 0.94) ** 2) - 21.0 - 1.5 * np.cos(2 * np.pi * z / 27.0)
     solid = smooth_min(solid, spine, 6.0)
     lines = great_vessels(a)
-    solid = smooth_min(solid, tube(x, y, z, lines["aorta"]) - 2.0, 5.0)
+    solid = smooth_min(solid, tube(x, y, z, lines["aorta"]) - 2.0, 9.0)
+    back = ((0.0, 0.3 * d, 130.0, 15.0), (1.0, sy - 28, 30.0, 11.0), (4.0, sy - 30, -150.0, 14.0))
+    solid = smooth_min(solid, tube(x, y, z, back), 12.0)
     for side, hilum in zip((-1, 1), a.hila, strict=True):
         bulge = ellipsoid(x, y, z, (hilum[0] - 4 * side, hilum[1], hilum[2] - 4), (15.0, 15.0, 24.0))
         solid = smooth_min(solid, bulge, 8.0)

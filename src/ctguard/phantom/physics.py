@@ -25,11 +25,11 @@ MU_WATER_MM = 0.0195
 COARSE_MM = 5.0
 _ANGLES = 48
 _RAYS = 112
-_PHOTONS = 2.2e4
+_PHOTONS = 1.3e4
 """Photons per coarse ray at 100 mAs and 1 mm in air, after the bow-tie at its centre; sets the noise in HU."""
 _ELECTRONIC = 8.0
 """Variance of the electronic noise in photons."""
-_APERTURE_MM = 0.33
+_APERTURE_MM = 0.28
 """Gaussian width of focal spot and detector together, at the isocentre."""
 
 
@@ -50,9 +50,9 @@ class Response:
 
 
 RESPONSES: dict[Kernel, Response] = {
-    "soft": Response(0.33, 1.35),
-    "standard": Response(0.41, 1.40),
-    "sharp": Response(0.68, 5.0, 0.6),
+    "soft": Response(0.32, 1.40),
+    "standard": Response(0.42, 1.40),
+    "sharp": Response(0.70, 5.0, 0.95, 0.44, 0.15),
 }
 """Fitted to the noise power spectra of real series of each class (Philips B; GE STANDARD and Siemens B45f; Philips L)."""
 

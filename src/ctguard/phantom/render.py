@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -15,8 +16,8 @@ from ctguard.phantom.nodules import Nodule, paint_nodule
 from ctguard.phantom.physics import Kernel
 from ctguard.phantom.tissue import Canvas, paint_chest, paint_lungs
 
-_SUB_MM = 1.3
-_CHUNK = 24
+_SUB_MM = 2.0
+_CHUNK_VOXELS = 24 * 512 * 512
 _NOISE_PLANE_MM = 10.0
 _EDGE = 6
 
@@ -37,15 +38,16 @@ def attenuation(a: Anatomy, nodules: tuple[Nodule, ...], scan: Scan) -> F32:
     """Noise-free HU (z, y, x), float32, as kernel and slice profile show the patient."""
     axes = grid_axes(scan.geometry)
     step = scan.geometry.spacing_zyx_mm[0]
-    parts = max(1, round(step / _SUB_MM))
+    parts = int(np.ceil(step / _SUB_MM - 1e-6))
     margin = int(np.ceil(0.5 * scan.thickness_mm / step * parts)) + 1
     sub = step / parts
     chunks = []
     pixel = scan.geometry.spacing_zyx_mm[2]
     wide = [np.concatenate([axis[0] + pixel * np.arange(-_EDGE, 0), axis, axis[-1] + pixel * np.arange(1, _EDGE + 1)])
             for axis in axes[1:]]
-    for first in range(0, len(axes[0]), _CHUNK):
-        z = axes[0][first : first + _CHUNK]
+    chunk = max(4, _CHUNK_VOXELS // (len(axes[1]) * len(axes[2]) * parts))
+    for first in range(0, len(axes[0]), chunk):
+        z = axes[0][first : first + chunk]
         count = (len(z) - 1) * parts + 1 + 2 * margin
         fine = z[0] + sub * (np.arange(count) - margin)
         tissue = paint(a, nodules, (fine, wide[0], wide[1]))
@@ -82,16 +84,21 @@ def noise_map(a: Anatomy, scan: Scan) -> F32:
 
 
 def _coarse_noise(a: Anatomy, scan: Scan) -> tuple[F64, F64, F64]:
-    axes = grid_axes(scan.geometry)
-    first, last = np.floor(axes[0][0] / _NOISE_PLANE_MM), np.ceil(axes[0][-1] / _NOISE_PLANE_MM)
-    planes = np.arange(first, max(first + 1, last) + 1) * _NOISE_PLANE_MM
+    z = grid_axes(scan.geometry)[0]
+    first, last = int(np.floor(z[0] / _NOISE_PLANE_MM)), int(np.ceil(z[-1] / _NOISE_PLANE_MM))
+    hu, planes, across = _coarse_hu(a, first, max(first + 1, last))
+    sd = physics.noise_sd(hu, scan.dose_mas, scan.thickness_mm, scan.kernel, scan.geometry.spacing_zyx_mm[1:])
+    return sd, planes, across
+
+
+@lru_cache(maxsize=4)
+def _coarse_hu(a: Anatomy, first: int, last: int) -> tuple[F64, F64, F64]:
+    planes = np.arange(first, last + 1) * _NOISE_PLANE_MM
     across = physics.coarse_axis_mm()
     canvas = Canvas(a, (planes, across, across), coarse_mm=(_NOISE_PLANE_MM, physics.COARSE_MM, physics.COARSE_MM))
     paint_chest(canvas)
     paint_lungs(canvas, trees=False)
-    hu = canvas.hu.astype(float)
-    sd = physics.noise_sd(hu, scan.dose_mas, scan.thickness_mm, scan.kernel, scan.geometry.spacing_zyx_mm[1:])
-    return sd, planes, across
+    return canvas.hu.astype(float), planes, across
 
 
 def image(a: Anatomy, nodules: tuple[Nodule, ...], scan: Scan, noise: bool) -> F32:

@@ -41,6 +41,7 @@ def coarse_fields(a: Anatomy, axes: Axes) -> Fields:
         "skin": skin,
         "muscle": muscle,
         "cavity": cavity,
+        "plane": out + 0.8 * shape.ripple(a, x, y, z, 3, 9) - 10.5 - 0.1 * a.muscle,
         "dome": shape.dome(a, x, y) + 0.7 * shape.ripple(a, x, y, z, 7, 7) - z,
         "lungs": shape.lungs(a, x, y, z),
         "ribs": ribs,
@@ -113,8 +114,10 @@ def paint_chest(canvas: Canvas) -> None:
     canvas.paint("skin", 5.0, grow_mm=0.0)
     canvas.paint("skin", FAT + 7.0 * lumps + 16.0 * np.maximum(septa - 1.7, 0), grow_mm=-1.6)
     if canvas.present("muscle"):
-        planes = np.exp(-((septa / 0.10) ** 2)) + 0.6 * np.exp(-((canvas.grain(6, 14.0) / 0.07) ** 2))
-        canvas.paint("muscle", MUSCLE + 6.0 * lumps - 120.0 * np.minimum(planes, 1.0))
+        planes = 0.5 * np.exp(-((canvas.grain(6, 14.0) / 0.06) ** 2)) * np.clip(septa + 0.6, 0, 1.5)
+        between = np.exp(-(canvas.fine("plane") ** 2)) * np.clip(0.9 + septa, 0, 1)
+        share = np.clip(planes + between, 0, 1)
+        canvas.paint("muscle", MUSCLE + 3.0 * lumps + 3.0 * septa - 135.0 * share)
     canvas.paint("cavity", FAT + 12.0 + 9.0 * septa, grow_mm=1.2)
     if canvas.present("dome"):
         inside = np.maximum(canvas.coarse["dome"] * -1.0 + 2.0, canvas.coarse["cavity"] + 2.0)
@@ -146,15 +149,16 @@ def paint_lungs(canvas: Canvas, *, trees: bool = True) -> F32:
         return np.zeros_like(canvas.hu)
     distance = canvas.fine("lungs")
     share = coverage(distance, canvas.soft)
-    fine, middle, wide = canvas.grain(10, 1.1), canvas.grain(11, 2.6), canvas.grain(12, 7.0)
+    fine, middle, wide = canvas.grain(10, 1.0), canvas.grain(11, 2.6), canvas.grain(12, 7.0)
     y = canvas.axes[1].astype(np.float32)[:, None]
-    value = a.lung_hu + a.gravity_hu_mm * y + a.texture_hu * (0.75 * fine + 0.8 * middle + 0.45 * wide)
+    value = a.lung_hu - 8.0 + a.gravity_hu_mm * y + a.texture_hu * (1.25 * fine + 0.5 * middle + 0.4 * wide)
     value += 9.0 * canvas.grain(13, 22.0)
+    value += a.capillary_hu * np.exp(-(canvas.grain(16, 2.4) ** 2 + canvas.grain(17, 2.4) ** 2) / 0.06)
     if a.emphysema > 0:
         holes = np.clip(canvas.grain(14, 9.0) + 0.6 * canvas.grain(15, 4.0) - 1.5 + a.emphysema, 0, 1)
         value -= 70.0 * holes
     value += 55.0 * np.exp(-np.maximum(-distance, 0) / 1.6)
-    np.clip(value, -985, -500, out=value)
+    np.clip(value, -985, -450, out=value)
     blend(canvas.hu, share, value)
     for name, width in (("oblique", 0.7), ("horizontal", 0.6)):
         if np.abs(canvas.coarse[name]).min() < 3:
@@ -183,7 +187,7 @@ def paint_trees(canvas: Canvas, lung_share: F32) -> None:
     near = coverage(canvas.fine("cavity") + np.float32(1.0), 2.0)
     blend(canvas.hu, blood * np.maximum(near, 0) * np.maximum(lung_share, canvas.hu < 30), a.blood_hu)
     tissue, lumen = np.zeros_like(canvas.hu), np.zeros_like(canvas.hu)
-    fill_thick(airways, canvas.axes, tissue, (1.12, 0.45))
+    fill_thick(airways, canvas.axes, tissue, (1.1, 0.4))
     fill_thick(airways, canvas.axes, lumen)
     blend(canvas.hu, tissue, 20.0)
     blend(canvas.hu, lumen, -985.0)

@@ -17,9 +17,9 @@ from ctguard.phantom.anatomy import Anatomy, airway_trunk, lobe, lungs, main_bro
 from ctguard.phantom.fields import F32, F64, Axes
 
 TERMINALS_PER_TREE = 15000
-_TERMINAL_RADIUS_MM = 0.27
-_MURRAY = 1 / 2.75
-_BRONCHUS_TERMINALS = 34
+_TERMINAL_RADIUS_MM = 0.28
+_MURRAY = 1 / 3.1
+_BRONCHUS_TERMINALS = 120
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ def _grow(points: F64, label: NDArray[np.int64], roots: F64, rng: np.random.Gene
     out: list[tuple[F64, ...]] = []
     for level in range(30):
         count = np.bincount(node, minlength=len(place)).astype(float)
-        side = _split(points, node, place, count) if level else np.zeros(len(points), bool)
+        side = _split(points, node, place, count, rng) if level else np.zeros(len(points), bool)
         child = node * 2 + side
         used, child = np.unique(child, return_inverse=True)
         fed = np.bincount(child).astype(float)
@@ -98,7 +98,7 @@ def _grow(points: F64, label: NDArray[np.int64], roots: F64, rng: np.random.Gene
         part = np.where(fed > 1, rng.uniform(0.33, 0.52, len(fed)), 0.93)[:, None]
         end = place[parent] + reach * part
         length = np.linalg.norm(end - place[parent], axis=1, keepdims=True)
-        end += rng.normal(size=end.shape) * 0.07 * length
+        end += rng.normal(size=end.shape) * 0.04 * length
         bend = place[parent] + heading[parent] * length * 0.42 + rng.normal(size=end.shape) * 0.05 * length
         radius = scale * _TERMINAL_RADIUS_MM * fed**_MURRAY
         first = np.minimum(thick[parent], radius * 1.12)
@@ -113,7 +113,7 @@ def _grow(points: F64, label: NDArray[np.int64], roots: F64, rng: np.random.Gene
     return Tree(*(np.concatenate(part) for part in zip(*out, strict=True)))
 
 
-def _split(points: F64, node: NDArray[np.int64], place: F64, count: F64) -> NDArray[np.bool_]:
+def _split(points: F64, node: NDArray[np.int64], place: F64, count: F64, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Which half of its branch's cloud each terminal belongs to: across the widest direction seen along the branch."""
     n = np.maximum(count, 1)
     center = np.stack([np.bincount(node, points[:, k], len(place)) for k in range(3)], -1) / n[:, None]
@@ -125,8 +125,10 @@ def _split(points: F64, node: NDArray[np.int64], place: F64, count: F64) -> NDAr
     for i in range(3):
         for j in range(i + 1):
             spread[:, i, j] = spread[:, j, i] = np.bincount(node, flat[:, i] * flat[:, j], len(place))
-    widest = np.linalg.eigh(spread)[1][:, :, 2]
-    side: NDArray[np.bool_] = np.sum(offset * widest[node], 1) > 0
+    power, vectors = np.linalg.eigh(spread)
+    widest = vectors[:, :, 2]
+    cut = rng.uniform(-0.75, 0.75, len(place)) * np.sqrt(np.maximum(power[:, 2], 0) / n)
+    side: NDArray[np.bool_] = np.sum(offset * widest[node], 1) > cut[node]
     return side
 
 
@@ -136,7 +138,7 @@ def _airways(a: Anatomy, arteries: Tree) -> Tree:
 
     def shifted(point: F64, radius: F64) -> F64:
         outward = beside * np.where(point[:, :1] < 0, [[-1.0, 1, 1]], [[1.0, 1, 1]])
-        moved: F64 = point - outward * (1.95 * np.minimum(radius, 5.0) + 0.5)[:, None]
+        moved: F64 = point - outward * (1.8 * np.minimum(radius, 5.0) + 0.6)[:, None]
         return moved
 
     start, end = shifted(keep.start, keep.radius_start), shifted(keep.end, keep.radius_end)
@@ -144,15 +146,12 @@ def _airways(a: Anatomy, arteries: Tree) -> Tree:
     lines = [airway_trunk(a), *main_bronchi(a)]
     trunk = np.array([[*p, *q] for line in lines for p, q in zip(line[:-1], line[1:], strict=True)])
     many = np.full(len(trunk), 1e4)
-    for hilum, hx in zip(a.hila, (-1, 1), strict=True):
-        roots = (arteries.fed > 500) & (np.linalg.norm(arteries.start - np.asarray(hilum), axis=1) < 14)
-        del roots, hx
     return Tree(
         np.concatenate([trunk[:, :3], start]),
         np.concatenate([0.5 * (trunk[:, :3] + trunk[:, 4:7]), bend]),
         np.concatenate([trunk[:, 4:7], end]),
-        np.concatenate([trunk[:, 3], 0.85 * keep.radius_start]),
-        np.concatenate([trunk[:, 7], 0.85 * keep.radius_end]),
+        np.concatenate([trunk[:, 3], 0.72 * keep.radius_start]),
+        np.concatenate([trunk[:, 7], 0.72 * keep.radius_end]),
         np.concatenate([many, keep.fed]),
     )
 

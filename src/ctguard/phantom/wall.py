@@ -25,7 +25,7 @@ def _bump(value: F64, center: float, width: float) -> F64:
 def muscle_depth(a: Anatomy, phi: F64, z: F64) -> F64:
     """Thickness (mm) of ribs and muscle together over the pleura."""
     up = np.clip((z + 20) / 100, 0, 1.3)
-    back = 20.0 * _bump(phi, 0.10, 0.11) + 9.0 * up * _bump(phi, 0.3, 0.13)
+    back = 42.0 * _bump(phi, 0.07, 0.11) + 9.0 * up * _bump(phi, 0.3, 0.13)
     side = 9.0 * _bump(phi, 0.42, 0.16) * (0.4 + up)
     front = 10.0 * up * _bump(phi, 0.80, 0.13)
     return 8.0 + 0.55 * a.muscle * (1 + back / 14.0 + side / 14.0 + front / 14.0)
@@ -41,7 +41,7 @@ def body(a: Anatomy, x: F64, y: F64, z: F64) -> tuple[F64, F64, F64]:
     muscle = muscle - 34.0 * up * _bump(phi, 0.5, 0.22)
     bust = a.breast * _bump(phi, 0.74, 0.13) * _bump(z, -15.0, 55.0)
     fat = a.fat * (0.75 + 0.5 * _bump(phi, 0.62, 0.25) + 0.35 * _bump(phi, 0.2, 0.15)) + bust
-    skin = smooth_max(muscle - fat, y - (a.half_depth + 0.55 * a.muscle + 0.8 * a.fat + 17.0), 22.0)
+    skin = smooth_max(muscle - fat, y - (a.half_depth + 0.55 * a.muscle + 0.8 * a.fat + 34.0), 22.0)
     return skin + 0.4 * ripple(a, x, y, z, 8, 6), muscle, column(a, x, y, z, apex=True) + 0.6 * ripple(a, x, y, z)
 
 
@@ -87,7 +87,7 @@ def spine(a: Anatomy, x: F64, y: F64, z: F64) -> tuple[F64, F64, F64]:
     ring = np.maximum(np.abs(canal - 2.6) - 2.4, sy + 6.0 - y)
     pedicle = np.maximum(ring, -arch_gate)
     drop = y - (sy + 30.0)
-    spinous = np.maximum(np.abs(x) - 3.0, np.maximum(-drop - 2, drop - 26.0))
+    spinous = np.maximum(np.abs(x) - 3.0, np.maximum(-drop - 2, drop - 17.0))
     spinous = np.maximum(spinous, np.abs(((z + 0.9 * drop) / VERTEBRA_MM) % 1.0 - 0.5) * VERTEBRA_MM - 8.0)
     px, py = np.abs(x) - 11.0, y - (sy + 19.0)
     along = 0.85 * px + 0.53 * py

@@ -148,7 +148,7 @@ def protection_figure(
         ("forged after protection, t(p)", forged_on_protected, forged, "t(p) − t(x)"),
     ]
     if removal is not None:
-        columns.append((f"protected, then {removal[0]}", removal[1], original, "difference to x"))
+        columns.append((f"protected, then {removal[0]}, p′", removal[1], original, "p′ − x"))
     figure = _figure(2, len(columns))
     for column, (title, volume, reference, label) in enumerate(columns):
         axes = figure.add_subplot(2, len(columns), column + 1)
@@ -282,10 +282,12 @@ def _frame(axes: Any) -> None:
 
 def _text(axes: Any, x: float, y: float, text: str, *, ha: str, va: str, size: float, dark: bool = True) -> None:
     """Text at a place of the panel, 0..1: white on a dark picture, ink on a light one."""
-    drawn = axes.text(
-        x, y, text, ha=ha, va=va, fontsize=size, color="white" if dark else _INK, transform=axes.transAxes
-    )
-    drawn.set_path_effects([withStroke(linewidth=1.6, foreground="black" if dark else "white")])
+    colour, back = ("white", "black") if dark else (_INK, "white")
+    drawn = axes.text(x, y, text, ha=ha, va=va, fontsize=size, color=colour, transform=axes.transAxes)
+    if dark:
+        drawn.set_path_effects([withStroke(linewidth=1.6, foreground=back)])
+    else:
+        drawn.set_bbox({"boxstyle": "square,pad=0.15", "facecolor": back, "edgecolor": "none", "alpha": 0.85})
 
 
 def _letters(axes: Any, edges: tuple[str, str, str, str], dark: bool = True) -> None:

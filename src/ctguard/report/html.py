@@ -115,7 +115,8 @@ def verdict_sections(volume: Volume, verdict: Verdict) -> list[Section]:
     worst = Picture(
         overview_figure(volume, verdict),
         "Axial slices with the detector map over them",
-        "The slices with the highest map values. Above the scan, below it the detector's map (yellow low, red high)"
+        "The slices with the highest map values. Above the scan, below it the detector's map "
+        "(yellow low, red high, bare where it did not look)"
         + (" with the regions in numbered boxes." if verdict.regions else "; no region reaches the threshold."),
     )
     sections = [Section("Verdict", (words, numbers, meaning, worst))]
@@ -180,9 +181,11 @@ def _region_section(volume: Volume, verdict: Verdict) -> Section:
 
 
 def _scan_sections(volume: Volume) -> list[Section]:
-    source, blocks = volume.provenance.source, []
+    source = volume.provenance.source
+    blocks: list[Paragraph | Grid | Picture | Table] = []
     rows: list[tuple[object, ...]] = [("format", source.format), ("modality", source.modality)]
-    rows += [("series", source.series_uid)] if source.series_uid else []
+    # a forgery's report names no source: nothing may lead from it to a patient (PS3.15 basic profile)
+    rows += [("series", source.series_uid)] if source.series_uid and not volume.provenance.has_mark("forged") else []
     rows += [("kernel", source.kernel)] if source.kernel else []
     rows += [("mark", f"{mark.kind}: {mark.detail}") for mark in volume.provenance.marks]
     blocks.append(Grid(rows))

@@ -12,11 +12,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from ctguard.core.records import Task
-from ctguard.image.noise import sample_noise_like
+from ctguard.image.noise import median_residual, sample_noise_like
 from ctguard.tamper.cube import CUBE_MM, Box, Cube, cut_box
 
 FADE_MM = 5.0
@@ -80,11 +79,12 @@ def _matched_noise(
     shell = np.ones(around.shape, dtype=bool)
     inner = cube.paste.slices(cube.support.inside(_shape(hu)).start_zyx)
     shell[inner] = fade_weight(cube, core_mm) < 1
-    noise, sd = sample_noise_like(around, shell, cube.paste.shape_zyx, np.random.default_rng(seed))
-    made = native.detach().cpu().numpy()
-    made_sd = float(np.std((made - ndimage.median_filter(made, 3))[weight == 1])) if np.any(weight == 1) else 0.0
-    missing = sd**2 * (1 - (1 - weight) ** 2) - (weight * min(made_sd, sd)) ** 2
-    scaled: NDArray[np.float32] = (noise / max(sd, 1e-6) * np.sqrt(np.clip(missing, 0, None))).astype(np.float32)
+    noise = sample_noise_like(around, cube.paste.shape_zyx, np.random.default_rng(seed), shell)
+    core = weight == 1
+    own = median_residual(native.detach().cpu().numpy())[core] if core.any() else np.zeros(1)
+    made_share = min(float(own.std()) / max(float(median_residual(noise).std()), 1e-6), 1.0)
+    missing = 1 - (1 - weight) ** 2 - (weight * made_share) ** 2
+    scaled: NDArray[np.float32] = (noise * np.sqrt(np.clip(missing, 0, None))).astype(np.float32)
     return scaled
 
 
@@ -141,7 +141,7 @@ def _released_noise(hu: Tensor, box: Box, task: Task, seed: int) -> NDArray[np.f
     copied = patch.cpu().numpy().astype(np.float64)
     air = copied < AIR_HU
     if air.any():
-        copied = np.where(air, copied, copied[air].mean())
+        copied = np.where(copied > AIR_HU, copied[air].mean(), copied)
         return np.asarray(copied - copied.mean(), dtype=np.float32)
     local = hu.detach()[box.slices()].cpu().numpy()
     sd = 30.0 if task == "remove" else 0.6 * float(np.std(local[local < -600])) if np.any(local < -600) else 30.0

@@ -1,0 +1,201 @@
+"""What the run folders of tamper, detect and protect hold, and how their reports are built again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctguard.cli.common import command_line
+from ctguard.core.errors import GeometryError, ReadError
+
+if TYPE_CHECKING:
+    from ctguard.core.provenance import Json
+    from ctguard.core.records import Edit, Verdict
+    from ctguard.core.volume import Volume
+    from ctguard.io.manifest import RunManifest
+    from ctguard.report.html import Section
+
+RUN, REPORT, VERDICT, EDIT = "run.json", "report.html", "verdict.json", "edit.json"
+MAP, MASK = "map.nii.gz", "mask.nii.gz"
+SERIES = {
+    "dicom": "series",
+    "mha": "series.mha",
+    "nifti": "series.nii.gz",
+    "nrrd": "series.nrrd",
+    "tiff": "series.tiff",
+}
+VERDICT_TITLE, FORGERY_TITLE, PROTECTED_TITLE = "Has this scan been tampered with?", "A forgery", "A protected copy"
+
+
+@contextmanager
+def run_folder(out: Path, scan: Path, reading: dict[str, Json], seeds: dict[str, int]) -> Iterator[RunManifest]:
+    """A folder that becomes `out` at the end, with its run.json; nothing is left where the work fails.
+
+    reading: the options of io.read, so that the report can be built again.
+    """
+    from ctguard.io.atomic import atomic_folder
+    from ctguard.io.manifest import RunManifest
+
+    with atomic_folder(out) as stage, RunManifest(stage, command_line.get(), seeds) as run:
+        run.add_input(scan)
+        run.note("reading", reading)
+        yield run
+
+
+def write_forgery(folder: Path, volume: Volume, forged: Volume, edit: Edit, format: str = "dicom") -> list[Path]:
+    """The forged series, edit.json, mask.nii.gz and the report; the forging is logged (MISUSE.md)."""
+    from ctguard import io
+    from ctguard.core.geometry import index_to_lps_mm
+    from ctguard.io.manifest import sha256_array
+    from ctguard.report.html import tamper_sections, write_report
+    from ctguard.synth import edit_summary, log_forging
+
+    folder.mkdir(parents=True, exist_ok=True)
+    point = index_to_lps_mm(volume.geometry, edit.center_zyx).round(2).tolist()
+    mask = edit.full_mask(volume.geometry.shape_zyx).astype("int16")
+    made = [io.write(forged, folder / SERIES[format]), folder / EDIT]
+    _write_json(folder / EDIT, {**edit_summary(volume, edit), "center_lps_mm": point})
+    made.append(io.write(type(forged)(mask, forged.geometry, forged.provenance), folder / MASK))
+    made.append(write_report(folder, FORGERY_TITLE, tamper_sections(volume, forged, edit)))
+    log_forging(edit.plan, sha256_array(volume.hu), sha256_array(forged.hu))
+    return made
+
+
+def write_verdict(folder: Path, scan: Path, volume: Volume, verdict: Verdict) -> list[Path]:
+    """verdict.json, map.nii.gz (float32, 0..1, on the scan's grid) and the report."""
+    from ctguard import io
+    from ctguard.report.html import verdict_sections, write_report
+
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / VERDICT, {**verdict_facts(scan, verdict), "model_id": verdict.model_id})
+    map_ = io.write(type(volume)(verdict.map, verdict.geometry, volume.provenance), folder / MAP)
+    return [folder / VERDICT, map_, write_report(folder, VERDICT_TITLE, verdict_sections(volume, verdict))]
+
+
+def write_protected(
+    folder: Path, volume: Volume, protected: Volume, facts: dict[str, Json], format: str = "dicom"
+) -> list[Path]:
+    """The protected series and the report."""
+    from ctguard import io
+    from ctguard.report.html import write_report
+
+    folder.mkdir(parents=True, exist_ok=True)
+    report = write_report(folder, PROTECTED_TITLE, protect_sections(volume, protected, facts))
+    return [io.write(protected, folder / SERIES[format]), report]
+
+
+def verdict_facts(scan: Path, verdict: Verdict) -> dict[str, Any]:
+    """A verdict as `detect --json` prints it, without seconds and memory."""
+    return {
+        "scan": str(scan),
+        "detector": verdict.detector,
+        "score": verdict.score,
+        "threshold": verdict.threshold,
+        "tampered": verdict.tampered,
+        "regions": [region.to_json() for region in verdict.regions],
+    }
+
+
+def protect_sections(original: Volume, protected: Volume, facts: dict[str, Any]) -> list[Section]:
+    """What a protection added: its size in HU, and the middle of what it changed in three planes."""
+    import numpy as np
+
+    from ctguard.core.geometry import as_float_triple
+    from ctguard.report.figures import site_figure
+    from ctguard.report.html import Grid, Picture, Section
+
+    changed = np.argwhere(protected.hu != original.hu)
+    place = as_float_triple(changed.mean(axis=0) if len(changed) else np.zeros(3))
+    picture = Picture(
+        site_figure(original, protected, center_zyx=place),
+        "Original, protected copy and their difference in three planes",
+        "Original, protected copy and their difference in HU, at the middle of what was changed, lung window.",
+    )
+    return [Section("Protection", (Grid([(name.replace("_", " "), value) for name, value in facts.items()]), picture))]
+
+
+def rebuild(run: Path) -> Path:
+    """Write report.html into a run folder of detect, tamper or protect, and return its path.
+
+    Raises ReadError where the folder is no such run, or the scan that it was made from is gone or another one.
+    """
+    from ctguard import io
+    from ctguard.report.html import tamper_sections, verdict_sections, write_report
+
+    record = _read_json(run / RUN)
+    verb = (*record.get("command", ()), "", "")[1]
+    if verb not in ("detect", "tamper", "protect"):
+        raise ReadError("it is no run of detect, tamper or protect", where=run, remedy="give such a folder")
+    volume = _source(run, record)
+    if verb == "detect":
+        return write_report(run, VERDICT_TITLE, verdict_sections(volume, _verdict(run)))
+    changed = io.read(_series(run))
+    if verb == "tamper":
+        return write_report(run, FORGERY_TITLE, tamper_sections(volume, changed, _edit(run, volume, changed)))
+    return write_report(run, PROTECTED_TITLE, protect_sections(volume, changed, record["notes"]["protection"]))
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        remedy = "give a run folder of detect, tamper or protect"
+        raise ReadError("it is not there", where=path, remedy=remedy) from None
+    except ValueError as error:
+        raise ReadError(f"it is damaged ({error})", where=path, remedy="run the verb again") from error
+    if not isinstance(found, dict):
+        raise ReadError("it is damaged (no JSON object)", where=path, remedy="run the verb again")
+    return found
+
+
+def _source(run: Path, record: dict[str, Any]) -> Volume:
+    """The scan that a run was made from, checked against its hash."""
+    from ctguard import io
+    from ctguard.io.manifest import sha256_path
+
+    (name, sha), *_ = record["inputs"].items()
+    if not Path(name).exists():
+        raise ReadError(f"the scan {name} of this run is gone", where=run, remedy="call it from the same folder")
+    if sha256_path(name) != sha:
+        raise ReadError(f"the scan {name} is not that of this run any more", where=run, remedy="run the verb again")
+    return io.read(name, **record["notes"]["reading"])
+
+
+def _series(run: Path) -> Path:
+    found = next((run / name for name in SERIES.values() if (run / name).exists()), None)
+    if found is None:
+        raise ReadError("it holds no series", where=run, remedy="run the verb again")
+    return found
+
+
+def _verdict(run: Path) -> Verdict:
+    from ctguard import io
+    from ctguard.core.records import Region, Verdict
+
+    facts, map_ = _read_json(run / VERDICT), io.read(run / MAP)
+    regions = tuple(
+        Region(tuple(row["center_zyx"]), tuple(row["center_lps_mm"]), tuple(row["extent_mm"]), row["score"])
+        for row in facts["regions"]
+    )
+    head = (facts["detector"], facts["model_id"], facts["score"], facts["threshold"])
+    return Verdict(*head, map_.hu.astype("float32"), map_.geometry, regions)
+
+
+def _edit(run: Path, original: Volume, forged: Volume) -> Edit:
+    """The ground truth, measured again. Raises GeometryError where scan and forgery do not belong together."""
+    from ctguard.synth import measure_edit
+    from ctguard.tamper.cube import Box
+    from ctguard.tamper.pipeline import Plan
+
+    truth = _read_json(run / EDIT)
+    if not original.geometry.agrees(forged.geometry):
+        raise GeometryError(f"{run}: the scan and its forgery lie on different grids", remedy="forge it again")
+    box = Box(tuple(truth["box_start_zyx"]), tuple(truth["box_shape_zyx"]))
+    return measure_edit(original, box, forged.hu[box.slices()], Plan.from_json(truth["plan"]))
