@@ -9,6 +9,7 @@ TORCH := torch==2.13.0
 .PHONY: demo test lint setup
 
 demo: $(STAMP)
+	rm -rf demo-out
 	$(BIN)/ctguard demo --out demo-out
 
 test: lint

@@ -2,7 +2,8 @@
 
 In a ```console block, lines that begin with `$ ` are commands. `ctguard` is run in this process; `echo $?` and the
 line below it state the exit code of the command before (0 otherwise); `ls` lists what must exist. Other commands
-(make, pip, python) are set-up and are not run.
+(make, pip, python) are set-up and are not run. All pages render the same patients, and `phantom` keeps what is there,
+so the first page's cohort is handed to the next.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,24 +30,35 @@ def _name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the cohort of the pages that ran before is kept."""
+    return tmp_path_factory.mktemp("rendered") / "cohort"
+
+
 RUNNABLE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=_name)
 def test_commands_run(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    page: Path, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / ".state"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    if rendered.is_dir():
+        shutil.copytree(rendered, "cohort")
     names: dict[str, object] = {}
     for kind, text in BLOCK.findall(page.read_text(encoding="utf-8")):
         if kind == "python":
             exec(compile(text, _name(page), "exec"), names)
         else:
-            _run_console(_name(page), text, capfd)
+            _check_console(_name(page), text, capfd)
+    if Path("cohort").is_dir():
+        shutil.copytree("cohort", rendered, dirs_exist_ok=True)
 
 
-def _run_console(page: str, text: str, capfd: pytest.CaptureFixture[str]) -> None:
+def _check_console(page: str, text: str, capfd: pytest.CaptureFixture[str]) -> None:
     lines = text.replace("\\\n", " ").splitlines()
     for number, line in enumerate(lines):
         if not line.startswith("$ "):

@@ -78,7 +78,8 @@ def test_everything_public_says_what_it_is() -> None:
     silent = []
     for name, tree in _trees():
         nodes = [tree, *(n for n in tree.body if isinstance(n, Function | ast.ClassDef))]
-        nodes += [m for n in tree.body if isinstance(n, ast.ClassDef) for m in n.body if isinstance(m, Function)]
+        classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
+        nodes += [method for one in classes for method in one.body if isinstance(method, Function)]
         for node in nodes:
             public = not getattr(node, "name", "").startswith("_")
             if public and len(ast.get_docstring(node) or "") < 12:
@@ -87,14 +88,21 @@ def test_everything_public_says_what_it_is() -> None:
 
 
 def test_no_file_holds_a_place_of_somebodys_machine() -> None:
-    pages = [*FILES, *TESTS, *ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("r*/*"), ROOT / "Makefile"]
+    pages = [
+        *FILES,
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*"),
+        *ROOT.glob("r*/*"),
+        ROOT / "Makefile",
+        ROOT / ".ci/run",
+    ]
+    texts = [page for page in pages if page.suffix not in (".png", ".svg") and page.is_file()]
     pattern = re.compile(r"(?<![\w.~])/(home|Users|root|work|mnt|media)/\w")
-    found = [str(p.relative_to(ROOT)) for p in pages if p.is_file() and pattern.search(p.read_text(encoding="utf-8"))]
-    assert [name for name in found if name != str(Path(__file__).relative_to(ROOT))] == []
+    assert [str(p.relative_to(ROOT)) for p in texts if pattern.search(p.read_text(encoding="utf-8"))] == []
 
 
 def test_no_open_ends_in_the_source() -> None:
-    pattern = re.compile(r"\b(TODO|FIXME|XXX|NotImplementedError)\b")
+    pattern = re.compile(r"\b(TODO|FIXME|XXX)\b|raise NotImplementedError")
     assert [str(f.relative_to(ROOT)) for f in FILES if pattern.search(f.read_text(encoding="utf-8"))] == []
 
 

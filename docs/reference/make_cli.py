@@ -13,11 +13,12 @@ HEAD = """# Command line
 Made by `docs/reference/make_cli.py` from `--help`. Every verb is a few lines over the Python call of the same name.
 
 - **stdout** is for results: a few words, or with `--json` exactly one JSON value. **stderr** is for log lines.
-- **Exit codes**: 0 done; 1 failed, with one line on stderr that says what, where and what to do; 2 wrong use; 3 only for
-  `detect --fail-if-tampered`; 130 stopped by Ctrl-C.
+- **Exit codes**: 0 done; 1 failed, with one line on stderr that says what, where and what to do; 2 wrong use; 3 only
+  for `detect --fail-if-tampered`; 130 stopped by Ctrl-C.
 - `--debug`, anywhere on the line, shows the traceback of an error. `--quiet` leaves errors only.
 - `--seed` and the same input give the same bytes. Wall-clock values stand in `run.json` alone.
-- Outputs appear whole or not at all: a verb that fails leaves nothing behind.
+- Outputs appear whole or not at all: a verb that fails leaves nothing behind. (`train` keeps what `--resume` needs,
+  `phantom` the scans that are done.)
 
 `detect --json` prints one object:
 `{"scan","detector","score","threshold","tampered","regions":[{"center_zyx","center_lps_mm","extent_mm","score"}],"seconds","peak_mb"}`.

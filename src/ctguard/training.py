@@ -15,17 +15,18 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from ctguard import zoo
+from ctguard.bench.detection import find_threshold, score_pristine
 from ctguard.cohort.patches import CubeBatches, CubeRule, read_cubes
 from ctguard.cohort.slices import SliceBatches, read_slices
 from ctguard.core.console import log
 from ctguard.core.errors import DataError, RecipeError
 from ctguard.core.records import Case
 from ctguard.io.cases import read_cases
+from ctguard.io.forgeries import read_manifest
+from ctguard.phantom.patients import COLLECTION as PHANTOM
 from ctguard.train.checkpoint import Card, load_weights, rounded_to_half, save_checkpoint
 from ctguard.train.fit import Batch, fit
 from ctguard.train.recipe import Recipe, read_recipe
-
-PHANTOM = "phantom"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def train(
     with torch.no_grad():
         metrics = material.validate(trained)
     log.info("%s: %s", recipe.name, {name: round(value, 4) for name, value in metrics.items()})
+    threshold, note = _calibrate(trained, data[0]) if kind == "detector" else (None, "")
     card = Card(
         name=recipe.name,
         model=recipe.model,
@@ -84,6 +86,8 @@ def train(
         recipe=recipe_path.read_text(),
         commit=_commit(recipe_path),
         metrics=metrics,
+        threshold=threshold,
+        threshold_note=note,
         trained_against=material.trained_against,
     )
     return save_checkpoint(trained, card, out)
@@ -110,7 +114,10 @@ def cube_material(recipe: Recipe, data: Sequence[Path], module: nn.Module, out: 
             sites = int(settings.get("lung_sites_real" if real else "lung_sites", 0))
             for rule, part in ((CubeRule(low, high), share), (CubeRule(lung_sites=sites), 1 - share)):
                 if part > 0 and (rule.lung_sites or any(f.diameter_mm for c in chosen for f in c.findings)):
-                    cubes = _cached_cubes(out / f"cubes_{index.stem}_{split}_{part:g}.npy", index, chosen, rule, recipe)
+                    name = f"cubes_{index.parent.name}_{index.stem}_{split}_{part:g}.npy"
+                    cubes = _cached_cubes(out / name, index, chosen, rule, recipe)
+                    if len(cubes) == 0:
+                        continue
                     weight = part * float(settings.get("real_share", 0.5)) if real else part
                     bank.append((cubes, weight))
                     names = ", ".join(sorted({case.collection for case in chosen}))
@@ -197,6 +204,13 @@ def judge_detector(model: nn.Module, batches: Sequence[Batch]) -> dict[str, floa
     f1 = 2 * hit / max(2 * hit + false + missed, 1)
     accuracy = float(np.mean([np.mean(values) for values in right.values() if values]))
     return {"score": f1, "f1": f1, "iou": hit / max(hit + false + missed, 1), "patch_accuracy": accuracy}
+
+
+def _calibrate(module: nn.Module, folder: Path) -> tuple[float, str]:
+    """The threshold of whole pristine validation scans, and how it was found."""
+    index, _ = read_manifest(folder)
+    cases = [case for case in read_cases(index) if case.split == "valid"]
+    return find_threshold(score_pristine(module, index, cases))
 
 
 def _commit(path: Path) -> str:

@@ -12,7 +12,7 @@ from ctguard.core.volume import Volume
 
 def small_volume(seed: int = 0, shape_zyx: tuple[int, int, int] = (8, 32, 32), phantom: bool = True) -> Volume:
     """A tube of tissue (40 HU) around lung (-800 HU), marked as a phantom unless it shall pass for a clinical scan."""
-    nz, ny, nx = shape_zyx
+    ny, nx = shape_zyx[1:]
     y, x = np.ogrid[-1 : 1 : ny * 1j, -1 : 1 : nx * 1j]
     radius = np.hypot(y, x)
     plane = np.where(radius < 0.65, -800.0, np.where(radius < 0.95, 40.0, -1000.0))

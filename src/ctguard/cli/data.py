@@ -121,6 +121,9 @@ def phantom(
     patients: Annotated[int, typer.Option(min=1, help="How many.")],
     size: Annotated[Literal["small", "bench", "full"], typer.Option(help="Grid of each scan.")] = "bench",
     format: Annotated[Literal["mha", "nii.gz", "nrrd", "dicom"], typer.Option(help="Of the scans.")] = "mha",
+    into: Annotated[
+        Path | None, typer.Option(help="Plant one nodule per patient into this de-identified scan, as 64 mm blocks.")
+    ] = None,
     style: Annotated[int, typer.Option(min=0, max=1, help="1: other anatomy and texture, to test transfer.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the first patient; the next one has the next seed.")] = 0,
     jobs: Jobs = 1,
@@ -128,9 +131,16 @@ def phantom(
     quiet: Quiet = False,
 ) -> None:
     """Synthetic chest CT patients with nodules, and their index."""
-    from ctguard.phantom.patients import write_cohort
+    if into is None:
+        from ctguard.phantom.patients import write_cohort
 
-    index_csv = write_cohort(out, patients, size, first_seed=seed, style=style, jobs=jobs, format=format)
+        index_csv = write_cohort(out, patients, size, first_seed=seed, style=style, jobs=jobs, format=format)
+    elif (format, style, jobs) != ("mha", 0, 1):
+        raise typer.BadParameter("it does not go together with --format, --style or --jobs", param_hint="--into")
+    else:
+        from ctguard.phantom.planted import write_planted
+
+        index_csv = write_planted(into, out, patients, first_seed=seed)
     data = {"index": str(index_csv), "patients": patients, "size": size, "first_seed": seed}
     show(data, f"{index_csv}: patients {patients}", as_json)
 

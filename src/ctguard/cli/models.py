@@ -26,10 +26,12 @@ def train(
     """Train a model by its recipe; writes weights and their card."""
     from ctguard.core.errors import WriteError
     from ctguard.io.manifest import RunManifest
+    from ctguard.train.recipe import read_recipe
     from ctguard.training import train as train_model
 
     if (out / "state.pt").exists() and not resume:
         raise WriteError("it holds a run already", where=out, remedy="pass --resume, or name a new folder")
+    read_recipe(recipe, size)  # a recipe that cannot be used leaves no run folder
     with RunManifest(out, command_line.get()) as run:
         for path in (recipe, *data):
             run.add_input(path)

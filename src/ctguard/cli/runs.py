@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctguard.cli.common import command_line
-from ctguard.core.errors import GeometryError, ReadError
+from ctguard.core.errors import ReadError
 
 if TYPE_CHECKING:
     from ctguard.core.provenance import Json
@@ -19,14 +20,8 @@ if TYPE_CHECKING:
     from ctguard.report.html import Section
 
 RUN, REPORT, VERDICT, EDIT = "run.json", "report.html", "verdict.json", "edit.json"
-MAP, MASK = "map.nii.gz", "mask.nii.gz"
-SERIES = {
-    "dicom": "series",
-    "mha": "series.mha",
-    "nifti": "series.nii.gz",
-    "nrrd": "series.nrrd",
-    "tiff": "series.tiff",
-}
+MAP, MASK, STRONG = "map.nii.gz", "mask.nii.gz", "strong.nii.gz"
+SERIES = {"dicom": "series", **{ending: f"series.{ending}" for ending in ("mha", "nii.gz", "nrrd", "tiff")}}
 VERDICT_TITLE, FORGERY_TITLE, PROTECTED_TITLE = "Has this scan been tampered with?", "A forgery", "A protected copy"
 
 
@@ -46,7 +41,11 @@ def run_folder(out: Path, scan: Path, reading: dict[str, Json], seeds: dict[str,
 
 
 def write_forgery(folder: Path, volume: Volume, forged: Volume, edit: Edit, format: str = "dicom") -> list[Path]:
-    """The forged series, edit.json, mask.nii.gz and the report; the forging is logged (MISUSE.md)."""
+    """The forged series, its ground truth and the report; the forging is logged (MISUSE.md).
+
+    edit.json holds site, sizes and Plan; mask.nii.gz is 1 where a voxel changed (holes filled), strong.nii.gz where it
+    changed by more than half the local noise. Both lie on the scan's grid.
+    """
     from ctguard import io
     from ctguard.core.geometry import index_to_lps_mm
     from ctguard.io.manifest import sha256_array
@@ -55,10 +54,11 @@ def write_forgery(folder: Path, volume: Volume, forged: Volume, edit: Edit, form
 
     folder.mkdir(parents=True, exist_ok=True)
     point = index_to_lps_mm(volume.geometry, edit.center_zyx).round(2).tolist()
-    mask = edit.full_mask(volume.geometry.shape_zyx).astype("int16")
     made = [io.write(forged, folder / SERIES[format]), folder / EDIT]
     _write_json(folder / EDIT, {**edit_summary(volume, edit), "center_lps_mm": point})
-    made.append(io.write(type(forged)(mask, forged.geometry, forged.provenance), folder / MASK))
+    for name, part in ((MASK, edit), (STRONG, replace(edit, mask=edit.strong))):
+        mask = part.full_mask(volume.geometry.shape_zyx).astype("int16")
+        made.append(io.write(type(forged)(mask, forged.geometry, forged.provenance), folder / name))
     made.append(write_report(folder, FORGERY_TITLE, tamper_sections(volume, forged, edit)))
     log_forging(edit.plan, sha256_array(volume.hu), sha256_array(forged.hu))
     return made
@@ -134,7 +134,7 @@ def rebuild(run: Path) -> Path:
         return write_report(run, VERDICT_TITLE, verdict_sections(volume, _verdict(run)))
     changed = io.read(_series(run))
     if verb == "tamper":
-        return write_report(run, FORGERY_TITLE, tamper_sections(volume, changed, _edit(run, volume, changed)))
+        return write_report(run, FORGERY_TITLE, tamper_sections(volume, changed, _edit(run)))
     return write_report(run, PROTECTED_TITLE, protect_sections(volume, changed, record["notes"]["protection"]))
 
 
@@ -188,14 +188,23 @@ def _verdict(run: Path) -> Verdict:
     return Verdict(*head, map_.hu.astype("float32"), map_.geometry, regions)
 
 
-def _edit(run: Path, original: Volume, forged: Volume) -> Edit:
-    """The ground truth, measured again. Raises GeometryError where scan and forgery do not belong together."""
-    from ctguard.synth import measure_edit
-    from ctguard.tamper.cube import Box
-    from ctguard.tamper.pipeline import Plan
+def _edit(run: Path) -> Edit:
+    """The ground truth of a tamper run."""
+    from ctguard import io
+    from ctguard.core.records import Edit
 
     truth = _read_json(run / EDIT)
-    if not original.geometry.agrees(forged.geometry):
-        raise GeometryError(f"{run}: the scan and its forgery lie on different grids", remedy="forge it again")
-    box = Box(tuple(truth["box_start_zyx"]), tuple(truth["box_shape_zyx"]))
-    return measure_edit(original, box, forged.hu[box.slices()], Plan.from_json(truth["plan"]))
+    box = tuple(slice(a, a + n) for a, n in zip(truth["box_start_zyx"], truth["box_shape_zyx"], strict=True))
+    mask, strong = (io.read(run / name).hu[box] > 0 for name in (MASK, STRONG))
+    return Edit(
+        task=truth["task"],
+        generator=truth["generator"],
+        mode=truth["mode"],
+        seed=truth["plan"]["seed"],
+        center_zyx=tuple(truth["center_zyx"]),
+        box_start_zyx=tuple(truth["box_start_zyx"]),
+        mask=mask,
+        strong=strong,
+        outside_cube=truth["changed_outside_cube"],
+        plan=truth["plan"],
+    )

@@ -49,7 +49,7 @@ _SERIES = {
 @verb
 def tamper(
     scan: Scan,
-    out: Annotated[Path, typer.Argument(help="A new folder for series/, edit.json, mask.nii.gz and run.json.")],
+    out: Annotated[Path, typer.Argument(help="A new folder: series/, edit.json, mask.nii.gz, report.html …")],
     task: Annotated[Literal["inject", "remove"], typer.Option(help="A nodule in, or a nodule out.")],
     at: At = None,
     at_mm: AtMm = None,

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ctguard import io
 from ctguard.core.console import progress
-from ctguard.core.errors import DataError
 from ctguard.core.geometry import FloatTriple, lps_mm_to_index
 from ctguard.core.records import Case, Finding
 from ctguard.core.volume import Volume
@@ -97,14 +96,13 @@ def _wanted(finding: Finding, rule: CubeRule) -> bool:
 
 
 def read_cubes(index: Path, cases: Sequence[Case], rule: CubeRule, seed: int) -> NDArray[np.float32]:
-    """Cubes (n, 40, 40, 40) of all cases. Raises DataError where none fits the rule."""
+    """Cubes (n, 40, 40, 40) of all cases; n may be 0."""
     cubes: list[NDArray[np.float32]] = []
     for number, case in enumerate(progress(cases, "cutting cubes", len(cases))):
         volume = io.read(case_path(index, case), allow_gaps=True)
         cubes += case_cubes(volume, case, rule, np.random.default_rng([seed, number]))
-    if not cubes:
-        raise DataError("no case has a place that fits the recipe", where=index, remedy="give a larger index")
-    return np.stack(cubes)
+    side = CUBE + SLACK
+    return np.stack(cubes) if cubes else np.empty((0, side, side, side), np.float32)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ctguard.core.volume import Volume
 AIR_FLOOR_HU = -1024
 """Below this no CT number means anything: scanners write -2000 and less outside the field of view."""
 
+_PADDING_HU = -1500  # noise in air stays above, padding lies below: -2000, -2048, -3024
 _GRID_MM = 2.0
 _AERATED_HU = -500.0
 _TISSUE_HU = -300.0
@@ -27,6 +28,8 @@ _GAS_TOP_HU = -900.0
 _SMALL_AREA_MM2 = 1500.0  # trachea, bronchi and bowel loops are below this, lung cross-sections mostly above
 _LEAST_AREA_MM2 = 60.0
 _CLOSING_MM = 6.0
+# median in the middle of a part, real series: foam of tables -904 (where thin) to -957, lung -818 to -882
+_FOAM_HU = -920.0
 _STRIP_MM = 13.0
 _HOLE_MM2 = 1200.0  # a nodule of 39 mm; larger holes are mediastinum between two touching lungs
 _IN_PLANE = np.array([[[0, 0, 0]] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0, 0, 0]] * 3], dtype=bool)
@@ -112,7 +115,11 @@ def _decimate(volume: Volume) -> _Coarse:
         blocks = layers.reshape(fz, out[1], fy, out[2], fx)
         low = blocks.min(axis=0).min(axis=1).min(axis=2)
         high = blocks.max(axis=0).max(axis=1).max(axis=2)
-        empty[z] = (low < AIR_FLOOR_HU) | (high <= AIR_FLOOR_HU)
+        # a wide plain area at the floor is padding too; single voxels there are noise in air
+        floor = high <= AIR_FLOOR_HU
+        empty[z] = low < _PADDING_HU
+        if floor.any():
+            empty[z] |= ndimage.binary_opening(floor, iterations=3)
         clipped = np.maximum(layers, np.asarray(AIR_FLOOR_HU, dtype=layers.dtype))
         total[z] = clipped.sum(axis=0, dtype=np.float32).reshape(out[1], fy, out[2], fx).sum(axis=1).sum(axis=2)
     spacing = np.asarray(volume.geometry.spacing_zyx_mm) * (fz, fy, fx)
@@ -177,17 +184,20 @@ def _is_enclosed(labels: NDArray[np.int32], label: int, box: tuple[slice, ...], 
 
 
 def _strips_at_border(lung: Mask, coarse: _Coarse) -> Mask:
-    """Thin parts that lean on the border or on padding: the mattress under the patient, not lung."""
+    """Parts that lean on the border or on padding and are thin, or foam inside: the mattress, not lung."""
     labels, count = ndimage.label(lung)
     side = [1, *(2 * round(_STRIP_MM / mm) + 1 for mm in coarse.spacing_zyx_mm[1:])]
     core = ndimage.minimum_filter(lung, side, mode="constant", cval=False)
     thick = np.zeros(count + 1, dtype=bool)
     thick[np.unique(labels[core])] = True
+    deep = ndimage.binary_erosion(lung, _IN_PLANE, iterations=2)
+    # parts without a deep voxel get NaN, which compares False
+    foam = np.append(False, ndimage.median(coarse.hu, np.where(deep, labels, 0), range(1, count + 1)) < _FOAM_HU)
     edge = ndimage.binary_dilation(coarse.empty, _IN_PLANE, iterations=2)
     edge[:, :2] = edge[:, -2:] = edge[:, :, :2] = edge[:, :, -2:] = True
     leans = np.zeros(count + 1, dtype=bool)
     leans[np.unique(labels[edge])] = True
-    strip = leans & ~thick
+    strip = leans & (~thick | foam)
     strip[0] = False
     found: Mask = strip[labels]
     return found

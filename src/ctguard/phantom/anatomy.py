@@ -9,6 +9,7 @@ middle of the cavity, a hand's breadth above the diaphragm.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -96,13 +97,13 @@ def draw_anatomy(rng: np.random.Generator, style: int) -> Anatomy:
         muscle=size * u(13, 20),
         breast=max(0.0, u(-20, 32)),
         heart=size * u(0.88, 1.12),
-        lung_hu=float(np.clip(rng.normal(-868 + 8 * shift, 17), -910, -820)),
+        lung_hu=float(np.clip(rng.normal(-872 + 8 * shift, 15), -910, -830)),
         gravity_hu_mm=u(0.10, 0.40),
         emphysema=max(0.0, u(-1.6, 0.9)),
         vessel_density=u(0.75, 1.25) * (1 - 0.2 * shift),
-        vessel_scale=u(0.92, 1.10) * (1 + 0.06 * shift),
+        vessel_scale=u(0.98, 1.16) * (1 + 0.06 * shift),
         texture_hu=u(17, 27) * (1 + 0.2 * shift),
-        capillary_hu=u(200, 330) * (1 - 0.15 * shift),
+        capillary_hu=u(240, 400) * (1 - 0.15 * shift),
         fissure_hu=u(70, 160),
         rib_phase=u(0, 25),
         rib_slope=u(0.42, 0.6),
@@ -149,7 +150,7 @@ def tube(x: F64, y: F64, z: F64, line: Polyline) -> F64:
     """Signed distance of a chain of round cones; 40 mm where it is farther."""
     best = None
     low, high = float(np.min(z)), float(np.max(z))
-    for (x0, y0, z0, r0), (x1, y1, z1, r1) in zip(line[:-1], line[1:], strict=True):
+    for (x0, y0, z0, r0), (x1, y1, z1, r1) in pairwise(line):
         if min(z0, z1) - max(r0, r1) - 40.0 > high or max(z0, z1) + max(r0, r1) + 40.0 < low:
             continue
         ex, ey, ez = x1 - x0, y1 - y0, z1 - z0

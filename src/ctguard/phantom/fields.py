@@ -18,7 +18,7 @@ F64 = NDArray[np.float64]
 Axes = tuple[F64, F64, F64]
 """z, y and x coordinates (LPS mm) of the planes of an axial grid."""
 
-_SPLINE_VARIANCE = 0.4794 ** 3
+_SPLINE_VARIANCE = 0.4794**3
 """Mean of the squared weights of a tricubic B-spline: what interpolation leaves of unit variance."""
 
 
@@ -29,7 +29,7 @@ def grid_axes(geometry: Geometry) -> Axes:
     x0, y0, z0 = geometry.origin_lps_mm
     starts = (z0, y0, x0)
     grid = zip(starts, geometry.spacing_zyx_mm, geometry.shape_zyx, strict=True)
-    z, y, x = (start + step * np.arange(count) for start, step, count in grid)
+    z, y, x = (np.float64(start) + step * np.arange(count, dtype=np.float64) for start, step, count in grid)
     return z, y, x
 
 
@@ -56,10 +56,11 @@ def separable(lattice: F32, wz: F32, wy: F32, wx: F32) -> F32:
     rows = np.matmul(lattice, wx.T)
     rows = np.matmul(wy, rows)
     flat = wz @ rows.reshape(len(rows), -1)
-    return flat.reshape(len(wz), *rows.shape[1:])
+    result: F32 = flat.reshape(len(wz), *rows.shape[1:])
+    return result
 
 
-def refine(coarse: F32, coarse_axes: Axes, axes: Axes) -> F32:
+def refine(coarse: F32 | F64, coarse_axes: Axes, axes: Axes) -> F32:
     """A field of a coarse grid on a fine one, linearly interpolated."""
     wz, wy, wx = (linear_weights(c, f) for c, f in zip(coarse_axes, axes, strict=True))
     return separable(coarse.astype(np.float32), wz, wy, wx)

@@ -65,7 +65,13 @@ def draw_nodule(a: Anatomy, rng: np.random.Generator, malignant: bool, taken: tu
         kinds = {"solid": 0.82, "part-solid": 0.06, "ground-glass": 0.12}
         margins = {"smooth": 0.74, "lobulated": 0.21, "spiculated": 0.05}
         places = {"none": 0.55, "vessel": 0.20, "pleura": 0.25}
-        contents = {"plain": 0.72, "central calcification": 0.10, "diffuse calcification": 0.09, "popcorn": 0.05, "fat": 0.04}
+        contents = {
+            "plain": 0.72,
+            "central calcification": 0.10,
+            "diffuse calcification": 0.09,
+            "popcorn": 0.05,
+            "fat": 0.04,
+        }
     kind = _pick(rng, kinds)
     margin = _pick(rng, margins) if kind != "ground-glass" else _pick(rng, {"smooth": 0.7, "lobulated": 0.3})
     content = _pick(rng, contents) if kind == "solid" else "plain"
@@ -140,7 +146,7 @@ class Surface:
     def __init__(self, nodule: Nodule) -> None:
         rng = np.random.default_rng([nodule.seed, 1])
         lobes = {"smooth": 2, "lobulated": 6, "spiculated": 9}[nodule.margin]
-        depth = {"smooth": 0.05, "lobulated": 0.26, "spiculated": 0.20}[nodule.margin]
+        depth = {"smooth": 0.05, "lobulated": 0.36, "spiculated": 0.24}[nodule.margin]
         self.bumps = rng.normal(size=(lobes, 3))
         self.bumps /= np.linalg.norm(self.bumps, axis=1, keepdims=True)
         self.heights = depth * rng.uniform(0.5, 1.3, lobes)
@@ -161,18 +167,26 @@ class Surface:
         return result
 
 
-def paint_nodule(a: Anatomy, nodule: Nodule, axes: Axes, hu: F32, lung_share: F32) -> None:
-    """Blend a nodule into HU (z, y, x), in place; what the pleura bounds stays in the lung."""
+def nodule_window(nodule: Nodule, axes: Axes) -> tuple[slice, slice, slice] | None:
+    """The part of a grid that a nodule with its strands may change; None where it lies outside."""
     reach = 1.6 * nodule.diameter_mm + 14.0
-    window = []
+    slices = []
     for axis, at in zip(axes, nodule.center_lps_mm[::-1], strict=True):
         inside = np.flatnonzero(np.abs(axis - at) <= reach)
         if len(inside) < 2:
-            return
-        window.append(slice(int(inside[0]), int(inside[-1]) + 1))
+            return None
+        slices.append(slice(int(inside[0]), int(inside[-1]) + 1))
+    return slices[0], slices[1], slices[2]
+
+
+def paint_nodule(a: Anatomy, nodule: Nodule, axes: Axes, hu: F32, lung_share: F32) -> None:
+    """Blend a nodule into HU (z, y, x), in place; what the pleura bounds stays in the lung."""
+    window = nodule_window(nodule, axes)
+    if window is None:
+        return
     local: Axes = tuple(axis[w] for axis, w in zip(axes, window, strict=True))  # type: ignore[assignment]
-    block = hu[tuple(window)]
-    lung = np.clip(lung_share[tuple(window)] * 1.2, 0, 1)
+    block = hu[window]
+    lung = np.clip(lung_share[window] * 1.2, 0, 1)
     body, core = _body(nodule, local)
     lines = np.zeros_like(block)
     _strands(a, nodule, local, lines)
@@ -215,16 +229,18 @@ def _contents(nodule: Nodule, axes: Axes, value: F32, rng: np.random.Generator) 
     radius = nodule.diameter_mm / 2
     spots = texture(nodule.seed + 4, max(1.6, radius / 3), axes)
     if nodule.content == "central calcification":
-        return value + np.float32(rng.uniform(250, 600)) * np.clip(1.2 - distance / (0.55 * radius), 0, 1).astype(np.float32)
-    if nodule.content == "diffuse calcification":
-        return value + np.float32(rng.uniform(180, 500)) * np.clip(1.5 - distance / radius, 0, 1).astype(np.float32)
-    if nodule.content == "popcorn":
-        return value + np.float32(400) * np.clip(spots - 0.5, 0, 1)
-    if nodule.content == "fat":
-        return value - np.float32(110) * np.clip(0.6 + spots, 0, 1)
-    if nodule.content == "bubbly":
-        return value - np.float32(700) * np.clip(2.5 * (spots - 1.1), 0, 1)
-    return value
+        change = rng.uniform(250, 600) * np.clip(1.2 - distance / (0.55 * radius), 0, 1)
+    elif nodule.content == "diffuse calcification":
+        change = rng.uniform(180, 500) * np.clip(1.5 - distance / radius, 0, 1)
+    elif nodule.content == "popcorn":
+        change = 400 * np.clip(spots - 0.5, 0, 1)
+    elif nodule.content == "fat":
+        change = -110 * np.clip(0.6 + spots, 0, 1)
+    elif nodule.content == "bubbly":
+        change = -700 * np.clip(2.5 * (spots - 1.1), 0, 1)
+    else:
+        return value
+    return value + change.astype(np.float32)
 
 
 def _strands(a: Anatomy, nodule: Nodule, axes: Axes, out: F32) -> None:
@@ -235,9 +251,11 @@ def _strands(a: Anatomy, nodule: Nodule, axes: Axes, out: F32) -> None:
     surface = Surface(nodule)
     lines: list[tuple[F64, float, float, float]] = []
     if nodule.margin == "spiculated":
-        for unit in _directions(int(rng.integers(12, 26))) + rng.normal(size=3) * 0.05:
+        for unit in _directions(int(rng.integers(16, 34))) + rng.normal(size=3) * 0.05:
             unit = unit + 0.25 * rng.normal(size=3)
-            lines.append((unit / np.linalg.norm(unit), rng.uniform(0.3, 1.1) * radius + 1.5, rng.uniform(0.4, 0.85), 0.1))
+            lines.append(
+                (unit / np.linalg.norm(unit), rng.uniform(0.35, 1.2) * radius + 2.0, rng.uniform(0.55, 1.15), 0.12)
+            )
     outward = slope(a, center[None])[0]
     gap = float(-_depth(a, center[None])[0])
     if nodule.malignant and radius < gap < radius + 18 and rng.random() < 0.5:

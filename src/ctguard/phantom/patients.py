@@ -1,10 +1,10 @@
 """Synthetic chest CT patients: draw a patient, draw an acquisition, render it. No download, every call repeatable.
 
-    patient = draw_patient(7)
-    acquisition = draw_acquisition(patient, "bench", 7)
-    volume = render(patient, acquisition)
-    twin = render(patient, acquisition, nodules=False)      # same noise, no nodule
-    again = render(patient, replace(acquisition, kernel="sharp", dose_mas=40.0))
+patient = draw_patient(7)
+acquisition = draw_acquisition(patient, "bench", 7)
+volume = render(patient, acquisition)
+twin = render(patient, acquisition, nodules=False)      # same noise, no nodule
+again = render(patient, replace(acquisition, kernel="sharp", dose_mas=40.0))
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class Acquisition:
         if self.kernel not in KERNELS:
             raise RecipeError(f"there is no kernel {self.kernel!r}", remedy=f"give one of {', '.join(KERNELS)}")
         if not (self.dose_mas > 0 and self.slice_thickness_mm > 0):
-            raise RecipeError(f"dose {self.dose_mas} mAs and slice thickness {self.slice_thickness_mm} mm must be positive")
+            raise RecipeError(
+                f"dose {self.dose_mas} mAs and slice thickness {self.slice_thickness_mm} mm must be positive"
+            )
 
     def to_json(self) -> dict[str, Json]:
         """As plain JSON."""
@@ -275,7 +277,7 @@ def write_cohort(
     jobs: int = 1,
     format: str = "mha",
 ) -> Path:
-    """Render a cohort: patients of seeds first_seed, first_seed + 1, … into `out` and write index.csv; returns its path.
+    """Render patients of seeds first_seed, first_seed + 1, … into `out` and write index.csv; return its path.
 
     Scans that are already there are kept, so that a killed run goes on where it stopped; the same seed gives the
     same bytes. Findings have malignancy 1 (benign) or 5.

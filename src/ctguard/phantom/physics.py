@@ -29,6 +29,8 @@ _PHOTONS = 1.3e4
 """Photons per coarse ray at 100 mAs and 1 mm in air, after the bow-tie at its centre; sets the noise in HU."""
 _ELECTRONIC = 8.0
 """Variance of the electronic noise in photons."""
+_RAY_TO_HU = 0.03
+"""Rays and views of a real scanner per coarse ray: the one factor that is calibrated, with _PHOTONS, on real series."""
 _APERTURE_MM = 0.28
 """Gaussian width of focal spot and detector together, at the isocentre."""
 
@@ -54,7 +56,7 @@ RESPONSES: dict[Kernel, Response] = {
     "standard": Response(0.42, 1.40),
     "sharp": Response(0.70, 5.0, 0.95, 0.44, 0.15),
 }
-"""Fitted to the noise power spectra of real series of each class (Philips B; GE STANDARD and Siemens B45f; Philips L)."""
+"""Fitted to noise power spectra of real series: Philips B; GE STANDARD and Siemens B45f; Philips L."""
 
 
 def frequencies(shape_yx: tuple[int, int], spacing_yx_mm: tuple[float, float]) -> F64:
@@ -98,7 +100,11 @@ def kernel_gain(kernel: Kernel, spacing_yx_mm: tuple[float, float]) -> float:
 
 
 def shaped_noise(
-    seed: int, shape: tuple[int, int, int], spacing_zyx_mm: tuple[float, float, float], kernel: Kernel, thickness_mm: float
+    seed: int,
+    shape: tuple[int, int, int],
+    spacing_zyx_mm: tuple[float, float, float],
+    kernel: Kernel,
+    thickness_mm: float,
 ) -> F32:
     """Noise of unit variance with the spectrum of the kernel in plane and the overlap of slices along z."""
     rng = np.random.default_rng([seed, 3])
@@ -109,7 +115,7 @@ def shaped_noise(
     if shape[2] % 2 == 0:
         weight[-1] = 1.0
     transfer /= np.sqrt((transfer**2 * weight).sum() / (shape[1] * shape[2]))
-    lag = min(0.30 * np.exp(1 - spacing_zyx_mm[0] / thickness_mm), 0.65)
+    lag: float = min(0.30 * np.exp(1 - spacing_zyx_mm[0] / thickness_mm), 0.65)
     side = (np.sqrt(1 + np.sqrt(2) * lag) - np.sqrt(1 - np.sqrt(2) * lag)) / np.sqrt(8)
     middle = np.sqrt(1 - 2 * side**2)
     white = rng.standard_normal((shape[0] + 2, shape[1], shape[2]), dtype=np.float32)
@@ -141,20 +147,35 @@ def _projector() -> sparse.csr_matrix:
 
 def coarse_axis_mm() -> F64:
     """Pixel centres of the coarse attenuation map, symmetric about the isocentre."""
-    return (np.arange(_RAYS) - (_RAYS - 1) / 2) * COARSE_MM
+    axis: F64 = (np.arange(_RAYS, dtype=np.float64) - (_RAYS - 1) / 2) * COARSE_MM
+    return axis
 
 
-def noise_sd(coarse_hu: F64, dose_mas: float, thickness_mm: float, kernel: Kernel, spacing_yx_mm: tuple[float, float]) -> F64:
+def bow_tie(ray_mm: F64) -> F64:
+    """Transmission of the bow-tie filter: it makes up for half of what a 32 cm water cylinder lacks at its rim."""
+    radius = 160.0
+    chord = np.sqrt(radius**2 - np.minimum(np.abs(ray_mm), 150.0) ** 2)
+    result: F64 = np.exp(-MU_WATER_MM * 0.55 * (radius - chord))
+    return result
+
+
+def ray_variance(line: F64, ray_mm: F64, dose_mas: float, thickness_mm: float) -> F64:
+    """Variance of a measured line integral: photon statistics and electronic noise."""
+    photons = _PHOTONS * dose_mas / 100.0 * thickness_mm * bow_tie(ray_mm) * np.exp(-line)
+    result: F64 = 1 / photons + _ELECTRONIC / photons**2
+    return result
+
+
+def noise_sd(
+    coarse_hu: F64, dose_mas: float, thickness_mm: float, kernel: Kernel, spacing_yx_mm: tuple[float, float]
+) -> F64:
     """SD of the noise in HU on the coarse map (z, 112, 112), 5 mm pixels, from its attenuation in HU."""
     planes = len(coarse_hu)
     mu = np.clip(1 + coarse_hu / 1000, 0, None).reshape(planes, -1).T * MU_WATER_MM
     projector = _projector()
     line = (projector @ mu) * COARSE_MM
-    ray = np.tile(coarse_axis_mm(), _ANGLES)[:, None]
-    bow_tie = np.exp(-MU_WATER_MM * 0.55 * (160.0 - np.sqrt(np.maximum(160.0**2 - np.minimum(np.abs(ray), 150) ** 2, 0))))
-    photons = _PHOTONS * dose_mas / 100.0 * thickness_mm * bow_tie * np.exp(-line)
-    variance = 1 / photons + _ELECTRONIC / photons**2
-    seen = (projector.T @ variance) / _ANGLES
+    ray_mm = np.tile(coarse_axis_mm(), _ANGLES)[:, None]
+    seen = (projector.T @ ray_variance(line, ray_mm, dose_mas, thickness_mm)) / _ANGLES
     relative = np.sqrt(seen).T.reshape(planes, _RAYS, _RAYS)
-    result: F64 = relative * kernel_gain(kernel, spacing_yx_mm) * 1000.0 / MU_WATER_MM * 0.03
+    result: F64 = relative * kernel_gain(kernel, spacing_yx_mm) * 1000.0 / MU_WATER_MM * _RAY_TO_HU
     return result

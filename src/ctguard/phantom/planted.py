@@ -38,7 +38,9 @@ def plant_nodule(volume: Volume, nodule: Nodule, anatomy: Anatomy, center_zyx: F
     spectrum where it took the original's away. Raises RefusedError for a scan that is not de-identified.
     """
     if not volume.provenance.source.deidentified:
-        raise RefusedError("this scan does not say that it is de-identified", remedy="give PatientIdentityRemoved = YES")
+        raise RefusedError(
+            "this scan does not say that it is de-identified", remedy="give PatientIdentityRemoved = YES"
+        )
     spacing = np.asarray(volume.geometry.spacing_zyx_mm)
     half = np.ceil(BLOCK_MM / 2 / spacing).astype(int)
     start = np.maximum(np.round(center_zyx).astype(int) - half, 0)

@@ -26,7 +26,7 @@ def coarse_fields(a: Anatomy, axes: Axes) -> Fields:
     z, y, x = axes[0][:, None, None], axes[1][:, None], axes[2]
     full = np.zeros((len(axes[0]), len(axes[1]), len(axes[2])))
     skin, muscle, cavity = wall.body(a, x, y, z)
-    out = np.where(z > 0.25 * a.apex_z, wall.column(a, x, y, z, apex=True), wall.column(a, x, y, z, apex=False))
+    out = np.where(z > 0.25 * a.apex_z, shape.column(a, x, y, z, apex=True), shape.column(a, x, y, z, apex=False))
     ribs, cartilage = wall.ribs(a, x, y, z, out + 0.6 * shape.ripple(a, x, y, z))
     bone, disc, canal = wall.spine(a, x, y, z)
     blood: F64 | None = None
@@ -151,7 +151,7 @@ def paint_lungs(canvas: Canvas, *, trees: bool = True) -> F32:
     share = coverage(distance, canvas.soft)
     fine, middle, wide = canvas.grain(10, 1.0), canvas.grain(11, 2.6), canvas.grain(12, 7.0)
     y = canvas.axes[1].astype(np.float32)[:, None]
-    value = a.lung_hu - 8.0 + a.gravity_hu_mm * y + a.texture_hu * (1.25 * fine + 0.5 * middle + 0.4 * wide)
+    value = a.lung_hu - 8.0 + a.gravity_hu_mm * y + a.texture_hu * (1.75 * fine + 0.5 * middle + 0.4 * wide)
     value += 9.0 * canvas.grain(13, 22.0)
     value += a.capillary_hu * np.exp(-(canvas.grain(16, 2.4) ** 2 + canvas.grain(17, 2.4) ** 2) / 0.06)
     if a.emphysema > 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,9 +60,11 @@ def trees(a: Anatomy) -> tuple[Tree, Tree, Tree]:
     points = _lung_points(a, rng, round(4 * TERMINALS_PER_TREE * a.vessel_density))
     label = lobe(a, points[:, 0], points[:, 1], points[:, 2]).astype(int)
     half = rng.random(len(points)) < 0.5
-    right, left = (np.asarray(h) for h in a.hila)
-    artery_roots = np.stack([right + (0, 2, 8), right + (0, -4, -2), right + (0, 6, -8), left + (0, 0, 6), left + (0, 8, -6)])
-    vein_roots = np.stack([right + (2, -14, 0), right + (2, -14, -8), right + (4, 4, -26), left + (-2, -16, -4), left + (-4, 2, -28)])
+    arteries_from = [(0, 0, 2, 8), (0, 0, -4, -2), (0, 0, 6, -8), (1, 0, 0, 6), (1, 0, 8, -6)]
+    veins_from = [(0, 2, -14, 0), (0, 2, -14, -8), (0, 4, 4, -26), (1, -2, -16, -4), (1, -4, 2, -28)]
+    artery_roots, vein_roots = (
+        np.array([np.add(a.hila[side], offset) for side, *offset in rows]) for rows in (arteries_from, veins_from)
+    )
     arteries = _grow(points[half], label[half], artery_roots, rng, a.vessel_scale)
     veins = _grow(points[~half], label[~half], vein_roots, rng, a.vessel_scale * 0.97)
     return arteries, veins, _airways(a, arteries)
@@ -120,15 +123,16 @@ def _split(points: F64, node: NDArray[np.int64], place: F64, count: F64, rng: np
     offset = points - center[node]
     axis = center - place
     axis /= np.maximum(np.linalg.norm(axis, axis=1, keepdims=True), 1e-6)
-    flat = offset - np.sum(offset * axis[node], 1, keepdims=True) * axis[node]
-    spread = np.empty((len(place), 3, 3))
-    for i in range(3):
-        for j in range(i + 1):
-            spread[:, i, j] = spread[:, j, i] = np.bincount(node, flat[:, i] * flat[:, j], len(place))
-    power, vectors = np.linalg.eigh(spread)
-    widest = vectors[:, :, 2]
-    cut = rng.uniform(-0.75, 0.75, len(place)) * np.sqrt(np.maximum(power[:, 2], 0) / n)
-    side: NDArray[np.bool_] = np.sum(offset * widest[node], 1) > cut[node]
+    across = np.cross(axis, np.eye(3)[np.argmin(np.abs(axis), axis=1)])
+    across /= np.linalg.norm(across, axis=1, keepdims=True)
+    upward = np.cross(axis, across)
+    u, v = np.sum(offset * across[node], 1), np.sum(offset * upward[node], 1)
+    uu, vv, uv = (np.bincount(node, product, len(place)) for product in (u * u, v * v, u * v))
+    turn = 0.5 * np.arctan2(2 * uv, uu - vv)
+    widest = np.cos(turn)[node] * u + np.sin(turn)[node] * v
+    power = 0.5 * (uu + vv) + np.hypot(0.5 * (uu - vv), uv)
+    cut = rng.uniform(-0.75, 0.75, len(place)) * np.sqrt(power / n)
+    side: NDArray[np.bool_] = widest > cut[node]
     return side
 
 
@@ -144,7 +148,7 @@ def _airways(a: Anatomy, arteries: Tree) -> Tree:
     start, end = shifted(keep.start, keep.radius_start), shifted(keep.end, keep.radius_end)
     bend = shifted(keep.bend, 0.5 * (keep.radius_start + keep.radius_end))
     lines = [airway_trunk(a), *main_bronchi(a)]
-    trunk = np.array([[*p, *q] for line in lines for p, q in zip(line[:-1], line[1:], strict=True)])
+    trunk = np.array([[*p, *q] for line in lines for p, q in pairwise(line)])
     many = np.full(len(trunk), 1e4)
     return Tree(
         np.concatenate([trunk[:, :3], start]),
@@ -194,7 +198,10 @@ def fill_thick(tree: Tree, axes: Axes, out: F32, grow: tuple[float, float] = (1.
     steps = np.array([float(axis[1] - axis[0]) if len(axis) > 1 else 1.0 for axis in axes])
     soft = float(np.prod(steps) ** (1 / 3))
     knots = [tree.at(np.arange(len(tree.fed)), np.full(len(tree.fed), k / parts)) for k in range(parts + 1)]
-    radii = [grow[0] * (tree.radius_start * (1 - k / parts) + tree.radius_end * k / parts) + grow[1] for k in range(parts + 1)]
+    radii = [
+        grow[0] * (tree.radius_start * (1 - k / parts) + tree.radius_end * k / parts) + grow[1]
+        for k in range(parts + 1)
+    ]
     for k in range(parts):
         for p, q, r0, r1 in zip(knots[k], knots[k + 1], radii[k], radii[k + 1], strict=True):
             _cone(p, q, float(r0), float(r1), axes, steps, soft, out)

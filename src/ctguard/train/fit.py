@@ -83,7 +83,7 @@ def fit(
             values = wrapped.step(batch, turn)
             fabric.backward(values["loss"])
             run.optimizers[turn].step()
-            losses |= {f"{turn}_{key}": float(value) for key, value in values.items()}
+            losses |= {f"{turn}_{key}": float(value.detach()) for key, value in values.items()}
         run.after(step, losses)
         last = step + 1 == recipe.steps
         if validate is not None and (last or (step + 1) % recipe.validate_every == 0):

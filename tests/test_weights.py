@@ -1,0 +1,46 @@
+"""Shipped weights: sizes, cards, hashes, and whether what they were trained against is still in force."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ctguard import zoo
+from ctguard.train.checkpoint import file_sha256, read_card
+
+TRAINED = sorted({entry.weights for entry in zoo.ENTRIES if entry.weights})
+
+
+def stale(name: str) -> list[str]:
+    """What a model was trained against and is no longer shipped."""
+    current = {path.stem: file_sha256(path) for path in zoo.WEIGHTS.glob("*.safetensors")}
+    against = read_card(zoo.WEIGHTS / f"{name}.json").trained_against
+    return [key for key, sha in against.items() if sha and current.get(key) != sha]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_weights_are_those_of_their_card_and_load(name: str) -> None:
+    entry = next(entry for entry in zoo.ENTRIES if entry.weights == name)
+    module, card = zoo.load(entry)
+    assert card.sha256 == file_sha256(zoo.WEIGHTS / f"{name}.safetensors")
+    assert not module.training
+    assert card.data and card.metrics and card.commit and card.size == "cpu"
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_weights_are_not_stale(name: str) -> None:
+    assert stale(name) == []
+
+
+def test_weights_fit_the_package() -> None:
+    sizes = {path.name: path.stat().st_size for path in zoo.WEIGHTS.glob("*.safetensors")}
+    assert sizes and max(sizes.values()) < 5e6 and sum(sizes.values()) < 60e6
+
+
+def test_detectors_have_a_threshold_and_say_how_it_was_found() -> None:
+    for entry in zoo.ENTRIES:
+        if entry.kind == "detector":
+            card = read_card(Path(zoo.WEIGHTS) / f"{entry.weights}.json")
+            assert card.threshold is not None and 0 < card.threshold <= 1
+            assert "pristine" in card.threshold_note

@@ -1,0 +1,142 @@
+"""Training: a killed run that resumes ends where an unbroken one does; recipes and cards say what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ctguard.core.errors import ModelError, RecipeError
+from ctguard.train.checkpoint import Card, load_weights, read_card, rounded_to_half, save_checkpoint
+from ctguard.train.fit import fit
+from ctguard.train.recipe import Recipe, read_recipe
+
+RECIPE = Recipe(name="line", model="line", size="cpu", steps=300, batch=8, validate_every=100, ema=0.9)
+
+
+class Line(nn.Module):
+    """Learns y = 3 x; its dropout makes the run depend on torch's random state."""
+
+    turns = ("line",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.dropout = nn.Dropout(0.1)
+
+    def optimizers(self, settings: Mapping[str, Any]) -> dict[str, torch.optim.Optimizer]:
+        return {"line": torch.optim.Adam(self.parameters(), lr=settings.get("lr", 0.03))}
+
+    def step(self, batch: dict[str, Tensor], turn: str) -> dict[str, Tensor]:
+        return {"loss": (self.layer(self.dropout(batch["x"])) - 3 * batch["x"]).square().mean()}
+
+
+def batches(step: int) -> dict[str, Tensor]:
+    return {"x": torch.randn(8, 1, generator=torch.Generator().manual_seed(step))}
+
+
+def line() -> Line:
+    torch.manual_seed(1)
+    return Line()
+
+
+def judge(module: nn.Module) -> dict[str, float]:
+    return {"score": -abs(float(module.layer.weight) - 3.0)}  # type: ignore[operator, union-attr, arg-type]
+
+
+def test_it_learns_and_writes_its_curve(tmp_path: Path) -> None:
+    result = fit(line(), batches, RECIPE, tmp_path, validate=judge, quiet=True)
+    assert result.best is not None and result.best > -1.0
+    assert len(result.curve.read_text().splitlines()) == 301
+
+
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
+    whole = fit(line(), batches, RECIPE, tmp_path / "a", quiet=True)
+    fit(line(), batches, replace(RECIPE, steps=100), tmp_path / "b", quiet=True)
+    torch.manual_seed(99)
+    resumed = fit(line(), batches, RECIPE, tmp_path / "b", resume=True, quiet=True)
+    assert resumed.steps == 300
+    for a, b in zip(whole.module.state_dict().values(), resumed.module.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_resuming_with_another_recipe_is_refused(tmp_path: Path) -> None:
+    fit(line(), batches, replace(RECIPE, steps=5), tmp_path, quiet=True)
+    with pytest.raises(RecipeError, match="another seed"):
+        fit(line(), batches, replace(RECIPE, seed=9), tmp_path, resume=True, quiet=True)
+
+
+def test_it_stops_without_gain(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, steps=3000, validate_every=10, patience=3)
+    result = fit(line(), batches, recipe, tmp_path, validate=lambda _: {"score": 0.0}, quiet=True)
+    assert result.steps == 40
+
+
+def card(**changes: Any) -> Card:
+    values: dict[str, Any] = {
+        "name": "line", "model": "line", "task": "", "size": "cpu", "settings": {}, "data": "", "seed": 0,
+        "steps": 1, "recipe": "", "commit": "",
+    }  # fmt: skip
+    return Card(**{**values, **changes})
+
+
+def test_weights_and_card_come_back_as_they_were_rounded(tmp_path: Path) -> None:
+    module, other = line(), Line()
+    rounded_to_half(module)
+    made = save_checkpoint(module, card(metrics={"f1": 0.5}, threshold=0.7), tmp_path)
+    assert read_card(tmp_path / "line.json") == made
+    load_weights(other, tmp_path / "line.safetensors", made.sha256)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+
+
+def test_damaged_missing_or_foreign_weights_are_named(tmp_path: Path) -> None:
+    made = save_checkpoint(line(), card(), tmp_path)
+    weights = tmp_path / "line.safetensors"
+    with pytest.raises(ModelError, match="another architecture"):
+        load_weights(nn.Conv2d(1, 1, 1), weights)
+    with pytest.raises(ModelError, match="not those of their card"):
+        load_weights(line(), weights, "0" * 64)
+    weights.write_bytes(weights.read_bytes()[:40])
+    with pytest.raises(ModelError, match="damaged"):
+        load_weights(line(), weights)
+    with pytest.raises(ModelError, match="missing"):
+        load_weights(line(), tmp_path / "none.safetensors", made.sha256)
+    (tmp_path / "line.json").write_text("{")
+    with pytest.raises(ModelError, match="card is damaged"):
+        read_card(tmp_path / "line.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name = 'a'\nmodel = 'b'\n[cpu]\nstepz = 3", "unknown key 'stepz'"),
+        ("name = 'a'\nmodel = 'b'\n[cpu]\nsteps = 'three'", "not a whole number"),
+        ("name = 'a'\n[cpu]\nsteps = 3", "model is missing"),
+        ("name = 'a'\nmodel = 'b'\n[full]\nsteps = 3", r"no \[cpu\] size"),
+        ("name = ", "not TOML"),
+    ],
+)
+def test_recipes_say_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(path, "cpu")
+    with pytest.raises(RecipeError, match="no such recipe"):
+        read_recipe(tmp_path / "none.toml", "cpu")
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("size", ["cpu", "full"])
+def test_every_shipped_recipe_builds_its_model(path: Path, size: Any) -> None:
+    from ctguard import zoo
+
+    recipe = read_recipe(path, size)
+    entry = next(e for e in zoo.ENTRIES if e.name == recipe.model and e.weights == recipe.name)
+    with torch.device("meta"):
+        module = zoo.resolve(entry.class_path)(**recipe.model_settings)
+    assert set(module.optimizers(recipe.optimiser)) == set(module.turns)
