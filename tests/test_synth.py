@@ -23,7 +23,7 @@ from tests.detect.scans import thorax
 
 
 def scan(marks: tuple[Mark, ...] = (Mark("phantom", "test"),), deidentified: bool = False) -> Volume:
-    whole = thorax()
+    whole = thorax((24, 96, 112))
     source = Source("phantom", series_uid="1.2.3", patient_id="secret", deidentified=deidentified)
     return Volume(whole.hu.astype(np.int16), whole.geometry, Provenance(source, (), marks))
 

@@ -51,6 +51,8 @@ def protect_scan(
     if volume.hu.dtype != np.int16:
         raise RecipeError("its HU are not whole numbers", remedy="protect the original series")
     body = body_mask(volume)
+    if not body.any():
+        raise DataError("no body was found in this scan", remedy="protect a chest CT")
     settings = AscentSettings(budget_hu=budget_hu, steps=steps)
     if protector == "noise":
         delta = add_noise(body, budget_hu, seed)

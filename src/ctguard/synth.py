@@ -238,10 +238,15 @@ def log_forging(plan: dict[str, Any], source_sha256: str, forged_sha256: str) ->
 
 @dataclass(frozen=True)
 class DatasetRule:
-    """What `forge_case` makes of one scan: `sites` injections in lung and removals of nodules of `min_mm` or more."""
+    """What `forge_case` makes of one scan: injections in lung, and removals of nodules of `min_mm` or more.
+
+    sites: injections in a phantom; real_sites: in any other scan, and as many removals of plain lung there, for real
+    series are few and their nodules are not known.
+    """
 
     generators: tuple[str, ...] = ("pix2pix", "copy-move")
     sites: int = 2
+    real_sites: int = 24
     min_mm: float = 8.0
     clear_mm: float = 40.0
     mode: Mode = "clean"
@@ -256,8 +261,10 @@ def forge_case(volume: Volume, case: Case, rule: DatasetRule, seed: int) -> list
     nodules = [as_float_triple(lps_mm_to_index(volume.geometry, f.center_lps_mm)) for f in case.findings]
     large = [n for n, f in zip(nodules, case.findings, strict=True) if f.diameter_mm >= rule.min_mm]
     requests: list[tuple[Task, FloatTriple]] = [("remove", center) for center in large]
-    lung = draw_lung_sites(volume, case.findings, rule.sites, rule.clear_mm, rng)
-    requests += [("inject", center) for center in lung]
+    real = not volume.provenance.has_mark("phantom")
+    count = 2 * rule.real_sites if real else rule.sites
+    lung = draw_lung_sites(volume, case.findings, count, rule.clear_mm, rng)
+    requests += [("remove" if real and k % 2 else "inject", center) for k, center in enumerate(lung)]
     made = []
     for task, center in requests:
         for generator in rule.generators:

@@ -126,6 +126,9 @@ def phantom(
     ] = None,
     style: Annotated[int, typer.Option(min=0, max=1, help="1: other anatomy and texture, to test transfer.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the first patient; the next one has the next seed.")] = 0,
+    split: Annotated[
+        Literal["train", "valid", "test"] | None, typer.Option(help="Of all patients; else by their order.")
+    ] = None,
     jobs: Jobs = 1,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -134,13 +137,15 @@ def phantom(
     if into is None:
         from ctguard.phantom.patients import write_cohort
 
-        index_csv = write_cohort(out, patients, size, first_seed=seed, style=style, jobs=jobs, format=format)
+        index_csv = write_cohort(
+            out, patients, size, first_seed=seed, style=style, jobs=jobs, format=format, split=split
+        )
     elif (format, style, jobs) != ("mha", 0, 1):
         raise typer.BadParameter("it does not go together with --format, --style or --jobs", param_hint="--into")
     else:
         from ctguard.phantom.planted import write_planted
 
-        index_csv = write_planted(into, out, patients, first_seed=seed)
+        index_csv = write_planted(into, out, patients, first_seed=seed, split=split or "train")
     data = {"index": str(index_csv), "patients": patients, "size": size, "first_seed": seed}
     show(data, f"{index_csv}: patients {patients}", as_json)
 

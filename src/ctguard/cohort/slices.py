@@ -54,7 +54,7 @@ def read_slices(folder: Path, split: Split, generators: Sequence[str]) -> list[F
 
 @dataclass(frozen=True)
 class SliceBatches:
-    """Batches of patches as a function of the step.
+    """Batches of patches as a function of the step; every forgery is equally likely.
 
     Half of a batch shows an edit; a quarter the same place of the pristine scan, so that content tells nothing; a
     quarter a random place of the pristine lungs. Flips and right-angle turns augment.
@@ -69,12 +69,12 @@ class SliceBatches:
     def __call__(self, step: int) -> dict[str, Tensor]:
         """x HU, mask, ignore: float32 (batch, 1, patch, patch); label: float32 (batch)."""
         rng = np.random.default_rng([self.seed, step])
+        pairs = [(scan, forgery) for scan in self.scans for forgery in scan.forgeries]
         shape = (self.batch, 1, self.patch, self.patch)
         x, mask = np.full(shape, -1024, np.float32), np.zeros(shape, np.float32)
         ignore = np.ones(shape, np.float32)
         for i in range(self.batch):
-            scan = self.scans[int(rng.integers(len(self.scans)))]
-            forgery = scan.forgeries[int(rng.integers(len(scan.forgeries)))]
+            scan, forgery = pairs[int(rng.integers(len(pairs)))]
             planes = self._planes(scan, forgery, i % 4, rng)
             turns, flip = (int(rng.integers(4)), rng.random() < 0.5) if self.augment else (0, False)
             for target, plane in zip((x, mask, ignore), planes, strict=True):

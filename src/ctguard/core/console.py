@@ -16,7 +16,7 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 def progress(items: Iterable[T], label: str, total: int, quiet: bool = False) -> Iterator[T]:
     """Yield the items, showing rate and remaining time: a bar on a terminal, a log line every 15 s elsewhere."""
-    if quiet:
+    if quiet or not log.isEnabledFor(logging.INFO):
         yield from items
     elif sys.stderr.isatty():
         from rich.console import Console

@@ -97,6 +97,10 @@ def read_manifest(folder: Path) -> tuple[Path, list[Forgery]]:
     """The index of the pristine scans and all forgeries. Raises ReadError."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise ReadError("no forgeries are listed here", where=path, remedy="make a data set first: ctguard synth")
+        raise ReadError(
+            "no forgeries are listed here",
+            where=path,
+            remedy="make one with ctguard.synth.write_dataset (runs/phantom_cpu.sh)",
+        )
     head, *rows = (json.loads(line) for line in path.read_text().splitlines())
     return (folder / head["index"]).resolve(), [read_forgery(folder / f"{row['forgery']}.npz") for row in rows]

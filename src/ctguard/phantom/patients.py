@@ -276,11 +276,12 @@ def write_cohort(
     style: int = 0,
     jobs: int = 1,
     format: str = "mha",
+    split: Split | None = None,
 ) -> Path:
     """Render patients of seeds first_seed, first_seed + 1, … into `out` and write index.csv; return its path.
 
     Scans that are already there are kept, so that a killed run goes on where it stopped; the same seed gives the
-    same bytes. Findings have malignancy 1 (benign) or 5.
+    same bytes. Findings have malignancy 1 (benign) or 5. split: of all patients, instead of `split_of`.
 
     Raises RecipeError for wrong arguments and WriteError where `out` holds a cohort made with others.
     """
@@ -297,7 +298,7 @@ def write_cohort(
     cases = []
     for order, result in enumerate(map_cases(make, seeds, jobs=jobs, label="phantom")):
         case = result.unwrap()
-        cases.append(Case(**{**vars(case), "split": split_of(order, patients)}))
+        cases.append(Case(**{**vars(case), "split": split or split_of(order, patients)}))
     write_cases(cases, out / "index.csv")
     return out / "index.csv"
 

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# How the shipped weights were made: phantoms, phantom nodules planted in real lung, and real lung, on two cores.
+#
+#   runs/default_weights.sh OUT SERIES_FOLDER
+#
+# SERIES_FOLDER holds R01-001 (NSCLC Radiogenomics) and Lung_Dx-A0001_B and _L (Lung-PET-CT-Dx) as DICOM folders.
+# About three hours. Every step can be killed and started again. See MISUSE.md.
+set -euo pipefail
+out=${1:?usage: runs/default_weights.sh OUT SERIES_FOLDER}
+series=${2:?usage: runs/default_weights.sh OUT SERIES_FOLDER}
+here=$(cd "$(dirname "$0")/.." && pwd)
+export PATH="$here/.venv/bin:$PATH" OMP_NUM_THREADS=1
+mkdir -p "$out"
+
+# 1. Patients: seeds 0-59 of the bench tier train, 160-259 are its first 100 of validation, 460-489 of test.
+ctguard phantom "$out/train" --patients 60 --seed 0 --split train
+ctguard phantom "$out/valid" --patients 100 --seed 160 --split valid
+ctguard phantom "$out/test" --patients 30 --seed 460 --split test
+
+# 2. Phantom nodules in real lung, one to a block.
+ctguard phantom "$out/planted_R01" --patients 150 --seed 5000 --into "$series/R01-001"
+ctguard phantom "$out/planted_B" --patients 25 --seed 5300 --into "$series/Lung_Dx-A0001_B"
+ctguard phantom "$out/planted_L" --patients 25 --seed 5400 --into "$series/Lung_Dx-A0001_L"
+
+# 3. One index of the real series, and one of everything that the detector learns from.
+python - "$out" "$series" <<'PY'
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from ctguard.core.records import Case
+from ctguard.io.cases import case_path, read_cases, write_cases
+
+out, series = Path(sys.argv[1]), Path(sys.argv[2])
+names = {"R01-001": "NSCLC Radiogenomics", "Lung_Dx-A0001_B": "Lung-PET-CT-Dx", "Lung_Dx-A0001_L": "Lung-PET-CT-Dx"}
+real = [
+    Case(name, name.rsplit("_", 1)[0] if "Dx" in name else name, os.path.relpath(series / name, out), collection, "", "train")
+    for name, collection in names.items()
+]
+write_cases(real, out / "real.csv")
+phantoms = [
+    replace(case, path=os.path.relpath(case_path(index, case), out))
+    for index in (out / "train/index.csv", out / "valid/index.csv", out / "test/index.csv")
+    for case in read_cases(index)
+]
+write_cases([*real, *phantoms], out / "all.csv")
+PY
+
+# 4. Generators.
+planted=(--data "$out/planted_R01/index.csv" --data "$out/planted_B/index.csv" --data "$out/planted_L/index.csv")
+ctguard train "$here/recipes/pix2pix_inject.toml" "${planted[@]}" --data "$out/train/index.csv" --out "$out/pix2pix_inject" --resume
+ctguard train "$here/recipes/pix2pix_remove.toml" --data "$out/real.csv" --data "$out/train/index.csv" --out "$out/pix2pix_remove" --resume
+cp "$out"/pix2pix_*/pix2pix_*.{safetensors,json} "$here/src/ctguard/weights/"
+
+# 5. Forgeries: the same sites for every generator; more of them in the few real series.
+python - "$out" <<'PY'
+import sys
+from pathlib import Path
+
+from ctguard.io.cases import read_cases
+from ctguard.synth import DatasetRule, write_dataset
+
+out = Path(sys.argv[1])
+cases = read_cases(out / "all.csv")
+rule = DatasetRule(real_sites=24)
+print(write_dataset(out / "all.csv", out / "forged", rule, seed=1, cases=cases), "forgeries")
+PY
+
+# 6. Detector; its threshold comes from the pristine validation patients.
+ctguard train "$here/recipes/unet.toml" --data "$out/forged" --out "$out/unet" --resume
+cp "$out"/unet/unet.{safetensors,json} "$here/src/ctguard/weights/"
