@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -281,27 +281,33 @@ def forge_case(volume: Volume, case: Case, rule: DatasetRule, seed: int) -> list
     return made
 
 
-def write_dataset(index: Path, out: Path, rule: DatasetRule, seed: int, cases: Sequence[Case]) -> int:
+def write_dataset(index: Path, out: Path, rule: DatasetRule, seed: int, cases: Sequence[Case], *, jobs: int = 1) -> int:
     """Forge all cases of an index into a folder of Plan + changed block. Returns the number of forgeries.
 
-    Cases that are done are kept, so that a killed run continues; the same seed gives the same bytes.
+    Cases that are done are kept, so that a killed run continues; the same seed gives the same bytes, whatever `jobs`.
     """
-    from ctguard import io
-    from ctguard.core.console import progress
-    from ctguard.io.cases import case_path
-    from ctguard.io.forgeries import write_forgery, write_manifest
+    from ctguard.io.forgeries import write_manifest
+    from ctguard.parallel import map_cases
 
-    names: list[str] = []
-    for case in progress(cases, "forging", len(cases)):
-        done = out / f"{case.scan_id}.done"
-        if not done.is_file():
-            volume = io.read(case_path(index, case), allow_gaps=True)
-            made = [write_forgery(f, out).stem for f in forge_case(volume, case, rule, seed)]
-            out.mkdir(parents=True, exist_ok=True)
-            done.write_text("".join(f"{name}\n" for name in made))
-        names += done.read_text().split()
+    out.mkdir(parents=True, exist_ok=True)
+    work = partial(_forge_into, index=index, out=out, rule=rule, seed=seed)
+    names = [name for result in map_cases(work, cases, jobs=jobs, label="forging") for name in result.unwrap()]
     write_manifest(names, os.path.relpath(index, out), out)
     return len(names)
+
+
+def _forge_into(case: Case, index: Path, out: Path, rule: DatasetRule, seed: int) -> list[str]:
+    """Forge one case, unless that was done before; the names of its forgeries."""
+    from ctguard import io
+    from ctguard.io.cases import case_path
+    from ctguard.io.forgeries import write_forgery
+
+    done = out / f"{case.scan_id}.done"
+    if not done.is_file():
+        volume = io.read(case_path(index, case), allow_gaps=True)
+        names = [write_forgery(forgery, out).stem for forgery in forge_case(volume, case, rule, seed)]
+        done.write_text("".join(f"{name}\n" for name in names))
+    return done.read_text().split()
 
 
 class _Clock:

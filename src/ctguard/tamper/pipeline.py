@@ -19,7 +19,7 @@ from ctguard.core.records import Mode, Task
 from ctguard.core.shapes import CubeNorm, VolumeHU
 from ctguard.tamper.cube import CUBE_VOXELS, Cube, core_mask, exact_cube, zoomed_cube
 from ctguard.tamper.intensity import Equaliser
-from ctguard.tamper.touchup import blend_clean, blend_ctgan, blend_m3dsynth, limit_range
+from ctguard.tamper.touchup import blend_clean, blend_ctgan, blend_m3dsynth, limit_range, match_level
 
 CORE_MM: dict[Mode, float] = {"clean": 16.0, "m3dsynth": 16.0, "ctgan": 20.0}
 CORE_LIMITS_MM = (16.0, 20.0)
@@ -107,7 +107,10 @@ def forge(hu: VolumeHU, geometry: Geometry, plan: Plan, generator: Generator) ->
     touch are the input's own. Raises GeometryError where the site does not fit.
     """
     cube = plan_cube(geometry, plan)
-    made = limit_range(generate_cube(cube.cut(hu), plan, generator))
+    cut = cube.cut(hu)
+    made = limit_range(generate_cube(cut, plan, generator))
+    if plan.mode == "clean":
+        made = match_level(made, cut, core_mask(plan.core_mm).to(hu.device))
     native = cube.back(made)
     if plan.mode == "clean":
         return blend_clean(hu, cube, native, plan.core_mm, plan.seed)

@@ -19,6 +19,9 @@ from ctguard.image.noise import median_residual, sample_noise_like
 from ctguard.tamper.cube import CUBE_MM, Box, Cube, cut_box
 
 FADE_MM = 5.0
+AERATED_HU = -700.0
+DENSE_HU = -400.0
+_FEWEST_VOXELS = 200
 _RIM_MM = 1.0
 WORK_BOX_FACTOR = 1.3
 MERGE_HU = -700.0
@@ -37,6 +40,24 @@ def limit_range(cube: Tensor) -> Tensor:
     """CT-GAN's clean-up of a generated cube: above 2,000 HU a 5^3 mean, below -1,000 HU set to -1,000."""
     mean = torch.nn.functional.avg_pool3d(cube[None, None], 5, stride=1, padding=2, count_include_pad=False)[0, 0]
     return torch.where(cube > 2000, mean, cube).clamp_min(-1000.0)
+
+
+def match_level(made: Tensor, cube: Tensor, core: Tensor) -> Tensor:
+    """Shift aerated voxels of a generated cube to the level of the aerated lung around it (clean mode).
+
+    made, cube: HU (32, 32, 32) as generated and as cut; core: 1 in the masked core. A generator's mean grey drifts
+    with what it was trained on; core and shell are shifted apart, each to the shell's own lung, and denser tissue
+    (above -400 HU) is left as it was made.
+    """
+    inside = core > 0
+    aerated = made.detach() < AERATED_HU
+    around = (cube.detach() < AERATED_HU) & ~inside
+    share = ((DENSE_HU - made.detach()) / (DENSE_HU - AERATED_HU)).clamp(0, 1)
+    shift = torch.zeros_like(made)
+    for part, own in ((inside, aerated & inside), (~inside, aerated & around)):
+        if min(int(own.sum()), int(around.sum())) >= _FEWEST_VOXELS:
+            shift = torch.where(part, cube[around].mean() - made[own].mean(), shift)
+    return made + share * shift
 
 
 def replace(hu: Tensor, box: Box, block: Tensor) -> Tensor:
