@@ -28,6 +28,14 @@ from ctguard.train.checkpoint import Card, load_weights, rounded_to_half, save_c
 from ctguard.train.fit import Batch, fit
 from ctguard.train.recipe import Recipe, read_recipe
 
+LICENCES = {
+    PHANTOM: "synthetic",
+    "LIDC-IDRI": "CC BY 3.0",
+    "NSCLC Radiogenomics": "CC BY 3.0",
+    "Lung-PET-CT-Dx": "CC BY 4.0",
+}
+"""Of the collections that the recipes name; a card carries them."""
+
 
 @dataclass(frozen=True)
 class Material:
@@ -120,7 +128,7 @@ def cube_material(recipe: Recipe, data: Sequence[Path], module: nn.Module, out: 
                         continue
                     weight = part * float(settings.get("real_share", 0.5)) if real else part
                     bank.append((cubes, weight))
-                    names = ", ".join(sorted({case.collection for case in chosen}))
+                    names = ", ".join(sorted({_named(case.collection) for case in chosen}))
                     lines.append(f"{split}: {len(cubes)} cubes of {len(chosen)} scans ({names})")
     if not banks["train"]:
         raise DataError("no training case", where=", ".join(str(path) for path in data), remedy="give a larger index")
@@ -183,8 +191,14 @@ def slice_material(recipe: Recipe, data: Sequence[Path]) -> Material:
         forgery.edit.generator + "_" + forgery.edit.task: str(forgery.edit.plan.get("model_sha256", ""))
         for scan in scans["train"]
         for forgery in scan.forgeries
+        if forgery.edit.plan.get("model_sha256")
     }
-    lines = [f"{split}: {len(s)} scans, {sum(len(x.forgeries) for x in s)} forgeries" for split, s in scans.items()]
+    cases = read_cases(read_manifest(data[0])[0])
+    lines = [
+        f"{split}: {len(s)} scans, {sum(len(x.forgeries) for x in s)} forgeries "
+        f"({', '.join(sorted({_named(case.collection) for case in cases if case.split == split}))})"
+        for split, s in scans.items()
+    ]
     return Material(batches, validate, against, "; ".join(lines))
 
 
@@ -204,6 +218,11 @@ def judge_detector(model: nn.Module, batches: Sequence[Batch]) -> dict[str, floa
     f1 = 2 * hit / max(2 * hit + false + missed, 1)
     accuracy = float(np.mean([np.mean(values) for values in right.values() if values]))
     return {"score": f1, "f1": f1, "iou": hit / max(hit + false + missed, 1), "patch_accuracy": accuracy}
+
+
+def _named(collection: str) -> str:
+    """A collection with its licence, where that is known."""
+    return f"{collection}, {LICENCES[collection]}" if collection in LICENCES else collection
 
 
 def _calibrate(module: nn.Module, folder: Path) -> tuple[float, str]:

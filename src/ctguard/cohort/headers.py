@@ -22,7 +22,8 @@ from ctguard.core.console import progress
 from ctguard.core.errors import DataError, ReadError
 from ctguard.core.geometry import Geometry
 from ctguard.io.dicom_series import arrange, choose
-from ctguard.io.dicom_slices import PARSE_ERRORS, Aside, Slice, load, slices_of
+from ctguard.io.dicom_slices import Aside, Slice, load, slices_of
+from ctguard.io.dicom_values import PARSE_ERRORS
 
 VOLUME_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
 DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")

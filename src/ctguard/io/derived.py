@@ -48,7 +48,7 @@ def write_dicom(volume: Volume, out: Path) -> list[Path]:
     if not np.isfinite(volume.hu).all():
         raise WriteError("the volume holds values that are no numbers", where=out, remedy="repair the step before")
     rules = rules_for(volume)
-    slices = _derived(volume, rules) if _has_source(volume) else _from_scratch(volume, rules)
+    slices = _derived(volume, rules) if _has_source(volume, warn=True) else _from_scratch(volume, rules)
     with _staged(out) as stage:
         names = []
         for z, ds in enumerate(slices):
@@ -57,7 +57,23 @@ def write_dicom(volume: Volume, out: Path) -> list[Path]:
     return [out / name for name in names]
 
 
-def _has_source(volume: Volume) -> bool:
+def stored_range_hu(volume: Volume) -> tuple[float, float] | None:
+    """Lowest and highest HU that `write_dicom` can store in every slice of the source; None where it has none.
+
+    Bits, sign, slope and intercept are those of the source's headers; no pixels are read (2 to 6 ms a slice). An
+    edit clipped to these ends is never refused for its values. None where the volume was not read from DICOM, its
+    files are gone, or its grid is another: a series from scratch finds its own range.
+    Raises ReadError where a source file is damaged, WriteError where it has changed since the volume was read.
+    """
+    if not _has_source(volume):
+        return None
+    ends = []
+    for original, item, _ in _source_slices(volume, pixels=False):
+        ends.append(sorted(value * item.slope + item.intercept for value in _stored_ends(original, item.file)))
+    return max(low for low, _ in ends), min(high for _, high in ends)
+
+
+def _has_source(volume: Volume, warn: bool = False) -> bool:
     """Whether the volume can be pasted into the files that it was read from."""
     source, grid = volume.provenance.source, volume.geometry
     if source.format != "dicom":
@@ -65,8 +81,9 @@ def _has_source(volume: Volume) -> bool:
     if len(source.files) != grid.shape_zyx[0]:
         return False
     gone = next((f for f in source.files if f and not (Path(f).is_file() or zipped.member_exists(f))), None)
-    if gone is not None:
+    if gone is not None and warn:
         log.warning("%s is gone: the series is written without its source's attributes", gone)
+    if gone is not None:
         return False
     ends = [z for z, file in enumerate(source.files) if file]
     return all(_on_plane(_opened(source.files[z], pixels=False)[1], grid, z) for z in (ends[0], ends[-1]))
@@ -94,21 +111,27 @@ def _on_plane(slices: list[Slice], grid: Geometry, z: int) -> Slice | None:
     return None
 
 
-def _derived(volume: Volume, rules: Rules) -> Iterator[Dataset]:
-    """The source's slices with the edits pasted in."""
+def _source_slices(volume: Volume, pixels: bool) -> Iterator[tuple[FileDataset, Slice, bool]]:
+    """For each plane the source's dataset and slice, and whether the plane has no file of its own (interpolated)."""
     source = volume.provenance.source
     name, original, slices, item = "", FileDataset("", {}), list[Slice](), None
     for z, file in enumerate(source.files):
         if file and file != name:
-            original, slices = _opened(file, pixels=True)
+            original, slices = _opened(file, pixels)
             name = file
         found = _on_plane(slices, volume.geometry, z) if file else None
         if file and (found is None or found.series_uid != source.series_uid):
             raise WriteError("has changed since the scan was read", where=file, remedy="read the scan again")
         # A slice that was interpolated takes the attributes of the one before it.
         item = found or item
-        if item is None or item.stored is None:
+        if item is None:
             raise WriteError("the first slice has no source", where=name, remedy="read the scan again")
+        yield original, item, found is None
+
+
+def _derived(volume: Volume, rules: Rules) -> Iterator[Dataset]:
+    """The source's slices with the edits pasted in."""
+    for z, (original, item, interpolated) in enumerate(_source_slices(volume, pixels=True)):
         multiframe = "PerFrameFunctionalGroupsSequence" in original
         ds = inherited(original, whole=not (rules.forged or multiframe))
         if multiframe:
@@ -116,16 +139,16 @@ def _derived(volume: Volume, rules: Rules) -> Iterator[Dataset]:
             if not rules.forged:
                 ds.update(patient_of(original))
         stored = _words(original, item) if not rules.forged else None
-        _pixels(ds, _pasted(volume, z, original, item, stored, found is None))
+        _pixels(ds, _pasted(volume, z, original, item, stored, interpolated))
         _note_lossy(ds, original)
-        if found is None:
+        if interpolated:
             _place(ds, volume.geometry, z)
         ds.SeriesNumber = int(original.get("SeriesNumber") or 0) + 9000
         stamp(ds, rules, z)
         if rules.protected:
             frame = item.frame if multiframe else None
             keywords = ("SOPClassUID", "SOPInstanceUID")
-            class_uid, instance_uid = (str(required(original, keyword, file or name)) for keyword in keywords)
+            class_uid, instance_uid = (str(required(original, keyword, item.file)) for keyword in keywords)
             refer_to_source(ds, class_uid, instance_uid, frame)
         yield ds
 
@@ -151,20 +174,25 @@ def _pasted(
     changed = np.ones(hu.shape, dtype=bool) if interpolated else hu != before.astype(hu.dtype)
     stored = decoded.astype(decoded.dtype.newbyteorder("=")) if words is None else words
     if changed.any():
-        bits, signed = int(original.BitsStored), int(original.PixelRepresentation)
-        low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+        low, high = _stored_ends(original, item.file)
         values = np.rint((hu[changed].astype(np.float64) - item.intercept) / item.slope)
         outside = int(((values < low) | (values > high)).sum())
         if outside:
             ends = sorted((low * item.slope + item.intercept, high * item.slope + item.intercept))
             raise WriteError(
                 f"{outside} changed voxels of slice {z} do not fit {ends[0]:g} to {ends[1]:g} HU, which is all that "
-                f"the source's {bits} stored bits hold",
+                f"the source's {original.BitsStored} stored bits hold",
                 where=item.file,
                 remedy="clip the change to that range",
             )
         stored[changed] = values.astype(stored.dtype)
     return stored
+
+
+def _stored_ends(original: Dataset, file: str) -> tuple[int, int]:
+    """The lowest and highest stored value that the bits and the sign of a dataset allow."""
+    bits, signed = int(required(original, "BitsStored", file)), int(required(original, "PixelRepresentation", file))
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
 def _note_lossy(ds: Dataset, original: FileDataset) -> None:
@@ -212,8 +240,9 @@ def _from_scratch(volume: Volume, rules: Rules) -> Iterator[Dataset]:
         ds.KVP = ds.PatientPosition = ds.PositionReferenceIndicator = ""
         ds.AcquisitionNumber = None
         ds.SliceThickness = _ds(grid.spacing_zyx_mm[0])
-        if source.kernel:
-            ds.ConvolutionKernel = [part[:16] for part in source.kernel.split("/")]
+        kernel = source.kernel.split("/") if source.kernel else []
+        if kernel and max(map(len, kernel)) <= 16:  # SH; a longer name stands in the carried record alone
+            ds.ConvolutionKernel = kernel
         ds.InstanceNumber = z + 1
         ds.ImagePositionPatient = [_ds(v) for v in index_to_lps_mm(grid, (z, 0, 0))]
         ds.ImageOrientationPatient = [_ds(v) for axis in (grid.axes_lps[2], grid.axes_lps[1]) for v in axis]

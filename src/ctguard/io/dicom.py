@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ctguard.core.carried import Carried
 from ctguard.core.errors import ReadError
 from ctguard.core.marks import Mark
 from ctguard.core.provenance import Provenance, Source, Step
@@ -128,10 +129,11 @@ def _provenance(stack: Stack) -> Provenance:
     marks: tuple[Mark, ...] = ()
     for item in present:  # One marked slice marks the volume.
         marks += tuple(mark for mark in item.marks if mark not in marks)
-    steps = next((item.steps for item in present if item.steps), ())
-    missing = [z for z, item in enumerate(stack.planes) if item is None]
-    if missing:
-        steps = (*steps, Step("interpolate_gaps", {"slices": list(missing)}))
+    carried = Carried(
+        steps=next((item.carried.steps for item in present if item.carried.steps), ()),
+        marks=marks,
+        padding_hu=next((item.carried.padding_hu for item in present if item.carried.padding_hu is not None), None),
+    )
     source = Source(
         format="dicom",
         files=tuple("" if item is None else item.file for item in stack.planes),
@@ -141,7 +143,9 @@ def _provenance(stack: Stack) -> Provenance:
         padding_hu=padding,
         deidentified=all(item.deidentified for item in present),
     )
-    return Provenance(source, steps, marks)
+    provenance = carried.onto(source)
+    missing = [z for z, item in enumerate(stack.planes) if item is None]
+    return provenance.then(Step("interpolate_gaps", {"slices": list(missing)})) if missing else provenance
 
 
 def _filled(stack: Stack) -> NDArray[Any]:

@@ -14,6 +14,8 @@ from ctguard.core.errors import MissingExtraError, ReadError
 from ctguard.io.dicom_values import REWRITE, required
 
 _INT16 = np.iinfo(np.int16)
+_PLUGINS = ("pylibjpeg", "pyjpegls", "pydicom", "pillow", "gdcm")
+"""Decoders in the order of preference. gdcm last: a damaged JPEG-LS frame makes it end the whole process."""
 
 
 def fits_int16(stored: NDArray[Any], slope: float, intercept: float) -> bool:
@@ -76,10 +78,12 @@ def decoded(ds: FileDataset, file: str, count: int) -> Iterator[NDArray[Any]]:
         frames = np.frombuffer(ds.PixelData, f"{order}{kind}{allocated // 8}", rows * columns * count)
         for frame in frames.reshape(count, rows, columns):
             yield frame if stored_bits == allocated else _extended(frame, allocated - stored_bits)
-    elif count == 1:
-        yield _checked(decoder.as_array(ds, raw=True)[0], (rows, columns), file)
+        return
+    plugin = next(name for name in _PLUGINS if name in decoder.available_plugins)
+    if count == 1:
+        yield _checked(decoder.as_array(ds, raw=True, decoding_plugin=plugin)[0], (rows, columns), file)
     else:
-        for array, _ in decoder.iter_array(ds, raw=True):
+        for array, _ in decoder.iter_array(ds, raw=True, decoding_plugin=plugin):
             yield _checked(array, (rows, columns), file)
 
 

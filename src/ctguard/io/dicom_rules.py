@@ -20,9 +20,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from ctguard import __version__
-from ctguard.core.marks import SERIES_DESCRIPTION, MarkKind, has, is_synthetic, to_text
+from ctguard.core.carried import to_text
+from ctguard.core.marks import SERIES_DESCRIPTION, MarkKind, has, is_synthetic
 from ctguard.core.volume import Volume
-from ctguard.io.dicom_marks import records_of, steps_to_text, without_records
+from ctguard.io.dicom_marks import records_of, without_records
 
 _IMPLEMENTATION_UID = UID("2.25.194318226083257931226541364519274317725")
 
@@ -81,9 +82,13 @@ _DEIDENTIFIED = _words(
 
 @dataclass(frozen=True)
 class Rules:
-    """What the marks of one volume demand of every slice written from it. `digest`: SHA-256 of all that it is."""
+    """What the marks of one volume demand of every slice written from it.
+
+    record: what core/carried.py writes of it. digest: SHA-256 of all that it is.
+    """
 
     volume: Volume
+    record: str
     digest: str
 
     @property
@@ -105,19 +110,23 @@ class Rules:
 
 
 def rules_for(volume: Volume) -> Rules:
-    """The rules for a volume, with the digest that its UIDs derive from."""
-    geometry, provenance = volume.geometry, volume.provenance
+    """The rules for a volume, with the digest that its UIDs derive from.
+
+    Raises WriteError where its provenance holds what must not travel (core/carried.py).
+    """
+    geometry, source = volume.geometry, volume.provenance.source
+    record = to_text(volume.provenance)
     head = json.dumps(
         [
             [geometry.shape_zyx, geometry.spacing_zyx_mm, geometry.origin_lps_mm, geometry.axes_lps],
-            [str(volume.hu.dtype), provenance.source.series_uid, provenance.source.patient_id],
-            [to_text(provenance.marks), steps_to_text(provenance.steps)],
+            [str(volume.hu.dtype), source.series_uid, source.patient_id],
+            record,
         ]
     )
     digest = hashlib.sha256(head.encode())
     for plane in volume.hu:
         digest.update(np.ascontiguousarray(plane).data)
-    return Rules(volume, digest.hexdigest())
+    return Rules(volume, record, digest.hexdigest())
 
 
 def inherited(source: Dataset, whole: bool) -> Dataset:
@@ -268,8 +277,8 @@ def _add_equipment(ds: Dataset, rules: Rules) -> None:
     item.ContributionDescription = "; ".join(["research use only", *(f"model sha256 {h}" for h in hashes)])[:1024]
     item.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
     kept = [] if rules.forged else without_records(ds.get("ContributingEquipmentSequence") or [])
-    records = records_of(rules.volume.provenance.marks, rules.volume.provenance.steps, item)
-    ds.ContributingEquipmentSequence = [*(other for other in kept if other != item), item, *records]
+    others = (other for other in kept if other != item)
+    ds.ContributingEquipmentSequence = [*others, item, *records_of(rules.record, item)]
 
 
 def _code(value: str, meaning: str) -> Dataset:

@@ -110,10 +110,14 @@ def _without_scouts(groups: list[list[Slice]]) -> list[list[Slice]]:
     main = max(groups, key=len)
     if len(main) <= _STRAY_SLICES:
         return groups
-    kept = [g for g in groups if len(g) > _STRAY_SLICES or abs(float(g[0].normal @ main[0].normal)) > 0.5]
+    kept = []
     for group in groups:
-        if group not in kept:
+        # Other modalities state no planes here; `choose` refuses them.
+        across = group[0].modality == "CT" and abs(float(group[0].normal @ main[0].normal)) <= 0.5
+        if across and len(group) <= _STRAY_SLICES:
             log.info("%s: set aside as a scout across the planes of the series", group[0].file)
+        else:
+            kept.append(group)
     return kept
 
 
@@ -141,7 +145,7 @@ def _listing(groups: Sequence[tuple[str, list[Slice]]]) -> str:
         what += [f"normal {(np.round(first.normal, 2) + 0.0).tolist()}"] if first.modality == "CT" else []
         rows.append(f"{name or 'without a UID'} ({', '.join(what)})")
     if len(groups) > _LISTED:
-        rows.append(f"{len(groups) - _LISTED} more")
+        return f"{'; '.join(rows)}; and {len(groups) - _LISTED} more"
     return "; ".join(rows)
 
 

@@ -19,11 +19,11 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from ctguard.core.carried import Carried
 from ctguard.core.errors import ReadError
 from ctguard.core.geometry import FloatTriple, as_float_triple
 from ctguard.core.marks import Mark
-from ctguard.core.provenance import Step
-from ctguard.io.dicom_marks import read_marks
+from ctguard.io.dicom_marks import read_carried
 from ctguard.io.dicom_pixels import decoded, fits_int16
 from ctguard.io.dicom_values import (
     PARSE_ERRORS,
@@ -47,6 +47,7 @@ class Slice:
 
     axes_lps: unit vectors along which the column index (x) and the row index (y) grow, as in
         ImageOrientationPatient. position_mm: ImagePositionPatient, the centre of the first voxel.
+    kernel, deidentified: what the attributes say, or the carried record where they are absent.
     stored: (y, x) stored values, sign extended; None where only the header was read.
     whole: slope and intercept are whole numbers and every value fits int16 Hounsfield units.
     """
@@ -67,10 +68,14 @@ class Slice:
     acquisition: int | None
     patient_id: str | None
     deidentified: bool
-    marks: tuple[Mark, ...]
-    steps: tuple[Step, ...]
+    carried: Carried
     stored: NDArray[Any] | None
     whole: bool
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """The marks that its file carries."""
+        return self.carried.marks
 
     @property
     def normal(self) -> NDArray[np.float64]:
@@ -140,7 +145,7 @@ def _foreign(ds: Dataset, file: str, modality: str) -> Slice:
     zero = (0.0, 0.0, 0.0)
     return Slice(
         file, 0, uid, modality or "no modality", None, shape, (1.0, 1.0), axes, zero, 1.0, 0.0, None, None,
-        None, None, False, (), (), None, True,
+        None, None, False, Carried(), None, True,
     )  # fmt: skip
 
 
@@ -214,13 +219,14 @@ def _slice(ds: FileDataset, items: Sequence[Dataset], file: str, frame: int, sto
     kernel = find("ConvolutionKernel")
     thickness = find("SliceThickness") or find("SpacingBetweenSlices")
     acquisition = find("FrameAcquisitionNumber") or find("AcquisitionNumber")
-    marks, steps = read_marks(ds, file)
+    carried = read_carried(ds, file)
+    removed = value_of(ds, "PatientIdentityRemoved")
     return Slice(
         file=file,
         frame=frame,
         series_uid=str(required(ds, "SeriesInstanceUID", file)),
         modality="CT",
-        kernel=None if kernel is None else "/".join(texts_of(kernel)),
+        kernel=carried.kernel if kernel is None else "/".join(texts_of(kernel)),
         shape_yx=(int(required(ds, "Rows", file)), int(required(ds, "Columns", file))),
         spacing_yx_mm=(spacing[0], spacing[1]),
         axes_lps=(as_float_triple(x_axis), as_float_triple(y_axis)),
@@ -231,9 +237,8 @@ def _slice(ds: FileDataset, items: Sequence[Dataset], file: str, frame: int, sto
         thickness_mm=abs(float(thickness)) if thickness else None,
         acquisition=int(acquisition) if acquisition else None,
         patient_id=str(ds.get("PatientID") or "") or None,
-        deidentified=value_of(ds, "PatientIdentityRemoved") == "YES",
-        marks=marks,
-        steps=steps,
+        deidentified=carried.deidentified if removed is None else removed == "YES",
+        carried=carried,
         stored=stored,
         whole=stored is None or fits_int16(stored, slope, intercept),
     )

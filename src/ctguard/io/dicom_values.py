@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +28,9 @@ PARSE_ERRORS = (
     AttributeError,
     NotImplementedError,
     RuntimeError,
+    ArithmeticError,
     struct.error,
+    zlib.error,
     UserWarning,
 )
 """What pydicom and its decoders raise on damaged input."""
@@ -73,16 +76,19 @@ def missing(keyword: str, file: str) -> ReadError:
 
 
 def tag_text(keyword: str) -> str:
+    """The tag of an attribute as errors name it: (0028,1053)."""
     tag = _tag_of(keyword)
     return f"({tag.group:04X},{tag.element:04X})"
 
 
 def texts(ds: Dataset, keyword: str) -> list[str]:
+    """Every value of an attribute as text; empty where it is absent or empty."""
     value = value_of(ds, keyword)
     return [] if value is None else texts_of(value)
 
 
 def texts_of(value: Any) -> list[str]:
+    """One value or several, as pydicom gives them, as a list of texts."""
     return [str(v) for v in value] if isinstance(value, MultiValue | list | tuple) else [str(value)]
 
 

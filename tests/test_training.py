@@ -1,0 +1,119 @@
+"""`train` end to end, tiny: index in, weights and a whole card out; killed and resumed to the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ctguard import io, zoo
+from ctguard.core.errors import DataError, RecipeError
+from ctguard.core.marks import Mark
+from ctguard.core.provenance import Provenance, Source
+from ctguard.core.records import Case, Finding
+from ctguard.core.volume import Volume
+from ctguard.io.cases import write_cases
+from ctguard.synth import DatasetRule, write_dataset
+from ctguard.training import train
+from tests.detect.scans import thorax
+from tests.test_synth import center_lps
+
+GENERATOR = """
+name = "tiny"
+model = "pix2pix"
+task = "inject"
+seed = 1
+data_settings = { nodules_mm = [10.0, 20.0], nodule_share = 0.5, lung_sites = 2 }
+[cpu]
+steps = 4
+batch = 2
+ema = 0.5
+model_settings = { width = 2, noise_sd = 0.1 }
+"""
+DETECTOR = """
+name = "tiny-unet"
+model = "unet"
+seed = 1
+data_settings = { patch = 48, generators = ["copy-move"], valid_batches = 1 }
+[cpu]
+steps = 2
+batch = 4
+validate_every = 1
+optimiser = { lr = 1e-3 }
+model_settings = { width = 4 }
+"""
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    """A training and a validation patient, each with a 12 mm finding."""
+    cases = []
+    for number, split in enumerate(("train", "valid")):
+        whole = thorax((24, 96, 112), seed=number)
+        volume = Volume(whole.hu, whole.geometry, Provenance(Source("phantom"), (), (Mark("phantom", ""),)))
+        io.write(volume, tmp_path / f"{split}.mha")
+        place = tuple(float(v) for v in center_lps(volume))
+        nodule = Finding(place, 12.0, 5.0)  # type: ignore[arg-type]
+        cases.append(Case(split, split, f"{split}.mha", "ctguard-phantom", "", split, (nodule,)))  # type: ignore[arg-type]
+    write_cases(cases, tmp_path / "index.csv")
+    return tmp_path / "index.csv"
+
+
+def recipe(folder: Path, text: str, **changes: str) -> Path:
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_generator_trains_resumes_and_its_card_says_on_what(tmp_path: Path, index: Path) -> None:
+    path = recipe(tmp_path, GENERATOR)
+    card = train(path, [index], tmp_path / "run")
+    assert card.steps == 4 and set(card.metrics) == {"core_mae_hu", "texture_ratio"}
+    assert "ctguard-phantom, synthetic" in card.data and card.recipe == path.read_text()
+    module, _ = zoo.load(zoo.find("pix2pix", "generator", "inject"), tmp_path / "run" / "tiny.safetensors")
+    assert module.equaliser.hu_knots.diff().min() >= 0
+
+    half = recipe(tmp_path, GENERATOR, **{"steps = 4": "steps = 2"})
+    train(half, [index], tmp_path / "again")
+    resumed = train(recipe(tmp_path, GENERATOR), [index], tmp_path / "again", resume=True)
+    assert resumed.sha256 == card.sha256
+
+
+def test_a_detector_trains_and_is_calibrated_on_pristine_validation_scans(tmp_path: Path, index: Path) -> None:
+    rule = DatasetRule(generators=("copy-move",), sites=1, clear_mm=10.0)
+    cases = [Case(**vars(case)) for case in io_cases(index)]
+    assert write_dataset(index, tmp_path / "set", rule, 0, cases) > 0
+    card = train(recipe(tmp_path, DETECTOR), [tmp_path / "set"], tmp_path / "run")
+    assert card.threshold is not None and 0 < card.threshold <= 1
+    assert "n = 1 pristine" in card.threshold_note and "50.0%" in card.threshold_note
+    with pytest.raises(RecipeError, match="one folder"):
+        train(recipe(tmp_path, DETECTOR), [tmp_path / "set", tmp_path / "set"], tmp_path / "other")
+
+
+def io_cases(index: Path) -> list[Case]:
+    from ctguard.io.cases import read_cases
+
+    return read_cases(index)
+
+
+def test_an_index_without_training_cases_is_refused(tmp_path: Path, index: Path) -> None:
+    cases = [case for case in io_cases(index) if case.split == "valid"]
+    write_cases(cases, tmp_path / "valid.csv")
+    with pytest.raises(DataError, match="no training case"):
+        train(recipe(tmp_path, GENERATOR), [tmp_path / "valid.csv"], tmp_path / "run")
+
+
+def test_metrics_of_a_perfect_generator(tmp_path: Path) -> None:
+    import torch
+
+    from ctguard.tamper.controls import Identity
+    from ctguard.training import judge_generator
+
+    hu = torch.from_numpy(np.random.default_rng(0).normal(-800, 40, (2, 1, 32, 32, 32)).astype(np.float32))
+    batch = {"hu": hu, "mask": torch.ones_like(hu), "noise": torch.zeros_like(hu)}
+    metrics = judge_generator(Identity(), [batch])
+    assert metrics["core_mae_hu"] < 0.01
+    assert metrics["texture_ratio"] == pytest.approx(1.0, abs=1e-3)
