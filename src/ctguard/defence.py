@@ -18,7 +18,7 @@ from ctguard.image.lung import body_mask, lung_mask
 from ctguard.protect.ascent import AscentSettings, ascend
 from ctguard.protect.noise import add_noise
 from ctguard.protect.protector import Attack, DrawAttack
-from ctguard.synth import load_generator
+from ctguard.synth import fitted, load_generator
 from ctguard.tamper.pipeline import forge, make_plan, plan_cube
 
 PROTECTORS = ("ascent", "noise")
@@ -58,7 +58,7 @@ def protect_scan(
         delta = add_noise(body, budget_hu, seed)
     else:
         delta = ascend(volume.hu, body, lung_attacks(volume), settings, seed, quiet=quiet)
-    protected = (volume.hu + delta).astype(np.int16)
+    protected = fitted(volume, volume.hu, (volume.hu + delta).astype(np.int16))
     added = (protected.astype(np.float32) - volume.hu)[body]
     price = Protection(float(np.abs(added).max()), float(added.std()), float((added != 0).mean()))
     params: dict[str, Json] = {"protector": protector, "budget_hu": budget_hu, "seed": seed, **price.to_json()}

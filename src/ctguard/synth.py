@@ -86,6 +86,7 @@ def tamper_scan(
     generator = _generator(volume, plan, weights)
     clock.lap("model")
     box, hu = apply_plan(volume.hu, volume.geometry, plan, generator)
+    hu = fitted(volume, volume.hu[box.slices()], hu)
     clock.lap("forge")
     edit = measure_edit(volume, box, hu, plan)
     clock.lap("truth")
@@ -162,6 +163,14 @@ def apply_plan(hu: NDArray[Any], geometry: Geometry, plan: Plan, generator: Gene
         info = np.iinfo(np.int16)
         return box, np.clip(np.rint(made), info.min, info.max).astype(np.int16)
     return box, made.astype(hu.dtype)
+
+
+def fitted(volume: Volume, before: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
+    """Changed voxels clipped to what the source's DICOM files can store; untouched ones (padding, say) stay."""
+    from ctguard.io.derived import stored_range_hu
+
+    ends = stored_range_hu(volume)
+    return after if ends is None else np.where(after == before, before, np.clip(after, *ends)).astype(after.dtype)
 
 
 def measure_edit(volume: Volume, box: Box, forged: NDArray[Any], plan: Plan) -> Edit:
