@@ -84,6 +84,29 @@ def test_two_series(tmp_path: Path) -> None:
         read_dicom(tmp_path, series_uid="9.9")
 
 
+def test_many_series_are_listed_in_part(tmp_path: Path) -> None:
+    for n in range(11):
+        make_series(
+            tmp_path / str(n), stored_values(1, 8), lambda ds, z, n=n: setattr(ds, "SeriesInstanceUID", f"1.{n}")
+        )
+    line = _read_error(tmp_path)
+    assert "holds 11 series: 1.0 (" in line
+    assert line.count("slice of 8x8") == 8
+    assert "; and 3 more; choose one" in line
+
+
+def test_slices_of_another_modality_are_no_scout(tmp_path: Path) -> None:
+    def edit(ds: Dataset, z: int) -> None:
+        ds.Modality = "MR" if z == 5 else "CT"
+
+    assert "holds 2 series" in _read_error(make_series(tmp_path, stored_values(6), edit, orientation=CORONAL))
+
+
+def test_control_characters_of_a_file_do_not_reach_the_message(tmp_path: Path) -> None:
+    make_series(tmp_path, stored_values(1), lambda ds, z: setattr(ds, "Modality", "M\x1b[31m\nR"))
+    assert _read_error(tmp_path).isprintable()
+
+
 def test_mr_series(tmp_path: Path) -> None:
     make_series(tmp_path, stored_values(), lambda ds, z: setattr(ds, "Modality", "MR"))
     assert "modality is MR, not CT" in _read_error(tmp_path)

@@ -14,8 +14,11 @@ from ctguard.core.errors import MissingExtraError, ReadError
 from ctguard.io.dicom_values import REWRITE, required
 
 _INT16 = np.iinfo(np.int16)
-_PLUGINS = ("pylibjpeg", "pyjpegls", "pydicom", "pillow", "gdcm")
-"""Decoders in the order of preference. gdcm last: a damaged JPEG-LS frame makes it end the whole process."""
+_PLUGINS = ("pydicom", "pyjpegls", "pylibjpeg", "pillow", "gdcm")
+"""Decoders in the order of preference. gdcm last: a damaged JPEG-LS frame makes it end the whole process. pydicom
+first, for RLE: pylibjpeg's decoder panics on a damaged frame."""
+_MAX_MATRIX = 8192
+"""Rows or columns of a compressed slice; a damaged header must not ask for gigabytes."""
 
 
 def fits_int16(stored: NDArray[Any], slope: float, intercept: float) -> bool:
@@ -72,6 +75,12 @@ def decoded(ds: FileDataset, file: str, count: int) -> Iterator[NDArray[Any]]:
             raise ReadError(
                 f"is truncated: {found} of {expected} bytes of PixelData (7FE0,0010)", where=file, remedy=REWRITE
             )
+        if found - expected >= columns * allocated // 8:
+            raise ReadError(
+                f"its header says {rows}x{columns} voxels, but PixelData (7FE0,0010) holds {found} bytes, not {expected}",
+                where=file,
+                remedy=REWRITE,
+            )
         # What decoder.as_array does, without a copy and in a third of the time.
         order = "<" if ds.file_meta.TransferSyntaxUID.is_little_endian else ">"
         kind = "i" if required(ds, "PixelRepresentation", file) == 1 else "u"
@@ -79,6 +88,8 @@ def decoded(ds: FileDataset, file: str, count: int) -> Iterator[NDArray[Any]]:
         for frame in frames.reshape(count, rows, columns):
             yield frame if stored_bits == allocated else _extended(frame, allocated - stored_bits)
         return
+    if max(rows, columns) > _MAX_MATRIX:
+        raise ReadError(f"its header says {rows}x{columns} voxels, which CT never has", where=file, remedy=REWRITE)
     plugin = next(name for name in _PLUGINS if name in decoder.available_plugins)
     if count == 1:
         yield _checked(decoder.as_array(ds, raw=True, decoding_plugin=plugin)[0], (rows, columns), file)

@@ -14,6 +14,7 @@ from ctguard.core.console import log
 from ctguard.core.errors import ReadError
 from ctguard.core.geometry import Geometry, as_float_triple
 from ctguard.io.dicom_slices import Aside, Slice
+from ctguard.io.dicom_values import one_line
 
 GRID_TOLERANCE_MM = 0.1
 """How far a slice may lie from the regular grid: scanners round positions to 0.01..0.1 mm."""
@@ -62,7 +63,7 @@ def choose(slices: list[Slice], asides: Sequence[Aside], series_uid: str | None,
     group = chosen[0][1]
     if group[0].modality != "CT":
         raise ReadError(
-            f"modality is {group[0].modality}, not CT (Modality (0008,0060))",
+            f"modality is {one_line(group[0].modality)}, not CT (Modality (0008,0060))",
             where=group[0].file,
             remedy="give a CT series",
         )
@@ -143,14 +144,14 @@ def _listing(groups: Sequence[tuple[str, list[Slice]]]) -> str:
         what += [f"acquisition {first.acquisition}"] if first.acquisition is not None else []
         what += [f"{count} slice{'s' if count != 1 else ''} of {first.shape_yx[0]}x{first.shape_yx[1]}"]
         what += [f"normal {(np.round(first.normal, 2) + 0.0).tolist()}"] if first.modality == "CT" else []
-        rows.append(f"{name or 'without a UID'} ({', '.join(what)})")
+        rows.append(one_line(f"{name or 'without a UID'} ({', '.join(what)})"))
     if len(groups) > _LISTED:
         return f"{'; '.join(rows)}; and {len(groups) - _LISTED} more"
     return "; ".join(rows)
 
 
 def _remedy(groups: Sequence[tuple[str, list[Slice]]]) -> str:
-    return f"choose one with --series {groups[0][0]}, or give a folder with one series"
+    return f"choose one with --series {one_line(groups[0][0])}, or give a folder with one series"
 
 
 def arrange(group: list[Slice], allow_gaps: bool) -> Stack:
@@ -258,4 +259,5 @@ def _geometry(first: Slice, count: int, spacing_mm: float) -> Geometry:
 
 
 def _short(uid: str) -> str:
+    uid = one_line(uid)
     return uid if len(uid) <= 16 else f"{uid[:8]}…{uid[-6:]}"

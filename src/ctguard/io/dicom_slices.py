@@ -130,7 +130,7 @@ def _slices_of(ds: FileDataset, file: str, pixels: bool) -> list[Slice] | Aside:
         return _frames(ds, file, pixels)
     if int(value_of(ds, "NumberOfFrames") or 1) != 1:
         raise ReadError(
-            f"holds several frames but is no enhanced CT (SOP class {sop_class})",
+            f"holds several frames but is no enhanced CT (SOP class {one_line(str(sop_class))})",
             where=file,
             remedy=f"convert it to {CTImageStorage.name} files",
         )
@@ -199,7 +199,7 @@ def _slice(ds: FileDataset, items: Sequence[Dataset], file: str, frame: int, sto
             raise missing(keyword, file)
         numbers = [float(v) for v in value] if isinstance(value, MultiValue | list | tuple) else [float(value)]
         if len(numbers) != count or not np.isfinite(numbers).all():
-            what = f"{keyword} {tag_text(keyword)} is {value}, not {count} numbers"
+            what = f"{keyword} {tag_text(keyword)} is {one_line(str(value))}, not {count} numbers"
             raise ReadError(what, where=file, remedy=REWRITE)
         return numbers
 

@@ -92,7 +92,8 @@ def texts_of(value: Any) -> list[str]:
     return [str(v) for v in value] if isinstance(value, MultiValue | list | tuple) else [str(value)]
 
 
-def one_line(error: BaseException) -> str:
-    """The text of another library's error on one line, shortened."""
-    text = " ".join(str(error).split()) or type(error).__name__
+def one_line(error: BaseException | str) -> str:
+    """The text of another library's error, or of a file, on one line: shortened, without control characters."""
+    text = "".join(c if c.isprintable() else " " for c in str(error))
+    text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= 160 else f"{text[:157]}..."

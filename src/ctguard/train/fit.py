@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from ctguard.core.console import log, progress
 from ctguard.core.errors import RecipeError
@@ -101,6 +101,17 @@ def fit(
     return FitResult(module.eval(), run.step, run.best, run.curve)
 
 
+def _warmed(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """Exponential average whose decay starts low, so that a short run does not keep its first weights."""
+
+    def average(kept: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        if not kept.is_floating_point():
+            return new
+        return torch.lerp(new, kept, min(decay, (1 + int(count)) / (10 + int(count))))
+
+    return average
+
+
 class _Run:
     """State of a run that survives being killed."""
 
@@ -108,8 +119,7 @@ class _Run:
         self, module: nn.Module, optimizers: dict[str, torch.optim.Optimizer], recipe: Recipe, out: Path
     ) -> None:
         self.module, self.optimizers, self.recipe = module, optimizers, recipe
-        average = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
-        self.average = AveragedModel(module, multi_avg_fn=average, use_buffers=True) if recipe.ema else None
+        self.average = AveragedModel(module, avg_fn=_warmed(recipe.ema), use_buffers=True) if recipe.ema else None
         self.path, self.curve = out / "state.pt", out / "loss.csv"
         self.step, self.without_gain = 0, 0
         self.best: float | None = None
