@@ -102,6 +102,7 @@ def test_slices_of_another_modality_are_no_scout(tmp_path: Path) -> None:
     assert "holds 2 series" in _read_error(make_series(tmp_path, stored_values(6), edit, orientation=CORONAL))
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
 def test_control_characters_of_a_file_do_not_reach_the_message(tmp_path: Path) -> None:
     make_series(tmp_path, stored_values(1), lambda ds, z: setattr(ds, "Modality", "M\x1b[31m\nR"))
     assert _read_error(tmp_path).isprintable()
@@ -187,7 +188,7 @@ def test_zip_bomb(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive, archive.open(
         "IM.dcm", "w"
     ) as member:  # fmt: skip
-        for _ in range(100):
+        for _ in range(65):
             member.write(bytes(2**20))
     assert "bomb.zip: looks like a zip bomb" in _read_error(tmp_path / "bomb.zip")
 

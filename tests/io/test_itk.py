@@ -237,10 +237,10 @@ def test_a_header_that_does_not_fit_its_voxels_is_refused(old: bytes, new: bytes
 def test_damage_anywhere_is_a_read_error_of_one_line(tmp_path: Path) -> None:
     """Bytes of the header changed at random: a volume or a ReadError, never another exception."""
     rng = np.random.default_rng(11)
-    refused = 0
     for name in ("a.mha", "b.nrrd", "c.nii", "d.nii.gz"):
         out = io.write(_volume(), tmp_path / name)
         content = out.read_bytes()
+        refused = 0
         for _ in range(60):
             changed = bytearray(content)
             for place in rng.integers(0, 700, 2):
@@ -251,7 +251,7 @@ def test_damage_anywhere_is_a_read_error_of_one_line(tmp_path: Path) -> None:
             except ReadError as error:
                 refused += 1
                 assert "\n" not in str(error)
-    assert refused > 60
+        assert refused >= 20, name
 
 
 def test_a_sheared_grid_is_refused(tmp_path: Path) -> None:

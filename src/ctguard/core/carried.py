@@ -1,6 +1,6 @@
 """The record that travels with the voxels in every format: marks, provenance steps and a few source fields.
 
-One encoding for all writers and readers: one line of ASCII JSON. io/ decides only where it stands (a private DICOM
+One encoding for all writers and readers: one line of ASCII JSON. io/ decides only where it stands (DICOM contributing
 element, the NIfTI header extension, the MHA and NRRD key `core.marks.MARKS_KEY`, the TIFF description and sidecar).
 It never holds a patient's name or id, a UID or a path, so that it may stand in a forged or a de-identified file.
 """

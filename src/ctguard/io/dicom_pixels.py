@@ -77,7 +77,7 @@ def decoded(ds: FileDataset, file: str, count: int) -> Iterator[NDArray[Any]]:
             )
         if found - expected >= columns * allocated // 8:
             raise ReadError(
-                f"its header says {rows}x{columns} voxels, but PixelData (7FE0,0010) holds {found} bytes, not {expected}",
+                f"its header says {rows}x{columns} voxels, {expected} bytes, but PixelData (7FE0,0010) holds {found}",
                 where=file,
                 remedy=REWRITE,
             )

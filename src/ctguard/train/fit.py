@@ -18,6 +18,7 @@ from ctguard.train.recipe import Recipe
 
 Batch = dict[str, Tensor]
 _SAVE_EVERY = 100
+_RECALIBRATION_BATCHES = 32
 
 
 class Trainable(Protocol):
@@ -98,15 +99,29 @@ def fit(
         module.load_state_dict(run.best_state)
     elif run.average is not None:
         module.load_state_dict(run.average.module.state_dict())
+        _recalibrate(module, batches, turns[-1])
     return FitResult(module.eval(), run.step, run.best, run.curve)
+
+
+def _recalibrate(module: nn.Module, batches: Callable[[int], Batch], turn: str) -> None:
+    """Statistics of batch normalisation that belong to averaged weights (Izmailov et al., UAI 2018, section 3.2)."""
+    norms = [part for part in module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    module.train()
+    with torch.no_grad():
+        for step in range(_RECALIBRATION_BATCHES if norms else 0):
+            module.step(batches(step), turn)  # type: ignore[operator]
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def _warmed(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
     """Exponential average whose decay starts low, so that a short run does not keep its first weights."""
 
     def average(kept: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
-        if not kept.is_floating_point():
-            return new
         return torch.lerp(new, kept, min(decay, (1 + int(count)) / (10 + int(count))))
 
     return average
@@ -119,7 +134,7 @@ class _Run:
         self, module: nn.Module, optimizers: dict[str, torch.optim.Optimizer], recipe: Recipe, out: Path
     ) -> None:
         self.module, self.optimizers, self.recipe = module, optimizers, recipe
-        self.average = AveragedModel(module, avg_fn=_warmed(recipe.ema), use_buffers=True) if recipe.ema else None
+        self.average = AveragedModel(module, avg_fn=_warmed(recipe.ema)) if recipe.ema else None
         self.path, self.curve = out / "state.pt", out / "loss.csv"
         self.step, self.without_gain = 0, 0
         self.best: float | None = None
