@@ -47,9 +47,16 @@ phantoms = [
 write_cases([*real, *phantoms], out / "all.csv")
 PY
 
-# 4. Generators.
+# 4. Generators. The injector starts with a small weight of the MAE, so that it learns to put something there at all.
 planted=(--data "$out/planted_R01/index.csv" --data "$out/planted_B/index.csv" --data "$out/planted_L/index.csv")
-ctguard train "$here/recipes/pix2pix_inject.toml" "${planted[@]}" --data "$out/train/index.csv" --out "$out/pix2pix_inject" --resume
+init=()
+for stage in 700:20.0 300:100.0; do
+  sed "0,/steps = 300/s//steps = ${stage%:*}/; 0,/mae = 100.0/s//mae = ${stage#*:}/; 0,/noise_sd = 0.0/s//noise_sd = 0.15/; \
+    0,/lr_generator = 2e-4/s//lr_generator = 4e-4/" "$here/recipes/pix2pix_inject.toml" > "$out/inject_$stage.toml"
+  ctguard train "$out/inject_$stage.toml" "${planted[@]}" --data "$out/train/index.csv" --out "$out/inject_$stage" "${init[@]}" --resume
+  init=(--init "$out/inject_$stage/pix2pix_inject.safetensors")
+done
+ctguard train "$here/recipes/pix2pix_inject.toml" "${planted[@]}" --data "$out/train/index.csv" --out "$out/pix2pix_inject" "${init[@]}" --resume
 ctguard train "$here/recipes/pix2pix_remove.toml" --data "$out/real.csv" --data "$out/train/index.csv" --out "$out/pix2pix_remove" --resume
 cp "$out"/pix2pix_*/pix2pix_*.{safetensors,json} "$here/src/ctguard/weights/"
 
@@ -63,8 +70,10 @@ from ctguard.synth import DatasetRule, write_dataset
 
 out = Path(sys.argv[1])
 cases = read_cases(out / "all.csv")
+valid = [case for case in cases if case.split == "valid"]
+cases = [case for case in cases if case.split != "valid"] + valid[:30]  # the other 70 are for the threshold alone
 rule = DatasetRule(real_sites=24)
-print(write_dataset(out / "all.csv", out / "forged", rule, seed=1, cases=cases), "forgeries")
+print(write_dataset(out / "all.csv", out / "forged", rule, seed=1, cases=cases, jobs=2), "forgeries")
 PY
 
 # 6. Detector; its threshold comes from the pristine validation patients.

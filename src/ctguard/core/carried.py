@@ -1,7 +1,8 @@
 """The record that travels with the voxels in every format: marks, provenance steps and a few source fields.
 
-One encoding for all writers and readers: one line of ASCII JSON. io/ decides only where it stands (DICOM contributing
-element, the NIfTI header extension, the MHA and NRRD key `core.marks.MARKS_KEY`, the TIFF description and sidecar).
+One encoding for all writers and readers: one line of ASCII JSON. io/ decides only where it stands (items of DICOM's
+ContributingEquipmentSequence, the NIfTI header extension, the MHA and NRRD key `core.marks.MARKS_KEY`, the TIFF
+description and sidecar).
 It never holds a patient's name or id, a UID or a path, so that it may stand in a forged or a de-identified file.
 """
 
