@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 CUBE_MM = 32.0
 STRONG_SHARE = 0.5
 _CONTEXT_VOXELS = 8
+_SPARE_SITES = 4
 CONTROLS = ("identity", "copy-move")
 
 
@@ -272,22 +273,29 @@ def forge_case(volume: Volume, case: Case, rule: DatasetRule, seed: int) -> list
     requests: list[tuple[Task, FloatTriple]] = [("remove", center) for center in large]
     real = not volume.provenance.has_mark("phantom")
     count = 2 * rule.real_sites if real else rule.sites
-    lung = draw_lung_sites(volume, case.findings, count, rule.clear_mm, rng)
-    requests += [("remove" if real and k % 2 else "inject", center) for k, center in enumerate(lung)]
+    lung = draw_lung_sites(volume, case.findings, count + _SPARE_SITES, rule.clear_mm, rng)
+    requests += [("remove" if real and k % 2 else "inject", center) for k, center in enumerate(lung[:count])]
     made = []
     for task, center in requests:
+        donors = {"inject": large, "remove": _apart(volume, lung, center)}[task]
         for generator in rule.generators:
             request = Request(task, center, generator, rule.mode, None, int(rng.integers(2**31)))
-            donor = large[0] if generator == "copy-move" and task == "inject" and large else None
-            if generator == "copy-move" and task == "inject" and donor is None:
+            if generator == "copy-move" and not donors:
                 continue
             try:
+                donor = donors[0] if generator == "copy-move" else None
                 forged, edit, _ = tamper_scan(volume, request, donor_zyx=donor)
             except GeometryError:
                 continue
             window = tuple(slice(a, a + n) for a, n in zip(edit.box_start_zyx, edit.mask.shape, strict=True))
             made.append(Forgery(case.scan_id, edit, forged.hu[window].copy()))
     return made
+
+
+def _apart(volume: Volume, sites: Sequence[FloatTriple], center: FloatTriple) -> list[FloatTriple]:
+    """Sites whose cubes do not meet the cube at `center`."""
+    spacing = np.asarray(volume.geometry.spacing_zyx_mm)
+    return [site for site in sites if np.abs(np.subtract(site, center) * spacing).max() >= CUBE_MM]
 
 
 def write_dataset(index: Path, out: Path, rule: DatasetRule, seed: int, cases: Sequence[Case], *, jobs: int = 1) -> int:

@@ -58,6 +58,7 @@ def save_checkpoint(module: nn.Module, card: Card, folder: Path) -> Card:
     weights = folder / f"{card.name}.safetensors"
     partial = weights.with_suffix(".partial")
     save_file(state, partial)
+    partial.chmod(0o644)  # safetensors leaves it to the owner alone
     partial.replace(weights)
     card = replace(card, sha256=file_sha256(weights))
     write_card(card, folder)
