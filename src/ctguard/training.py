@@ -73,6 +73,8 @@ def train(
     material = cube_material(recipe, data, module, out) if kind == "generator" else slice_material(recipe, data)
     if init is not None:
         load_weights(module, init)
+    if kind == "detector":  # a narrow 2-D network trains nearly twice as fast on a CPU this way
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     # A generator keeps its averaged last weights: pixel error on validation cubes would prefer blur.
     chooses = material.validate if kind == "detector" else None
     result = fit(module, material.batches, recipe, out, validate=chooses, resume=resume, devices=devices)

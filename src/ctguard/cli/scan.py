@@ -120,7 +120,7 @@ def detect(
     scan: Scan,
     detector: Annotated[str, typer.Option(help="A detector of `ctguard models`.")] = "unet",
     out: Annotated[Path | None, typer.Option(help="New folder for verdict.json, map.nii.gz, report.html.")] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="The lungs only, and fewer of thin slices.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Leave out slices of thin series.")] = False,
     fail_if_tampered: Annotated[bool, typer.Option("--fail-if-tampered", help="Exit 3 if tampered.")] = False,
     weights: Weights = None,
     series: Series = None,
