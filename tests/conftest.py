@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,12 @@ DEFAULT_REAL = Path(__file__).resolve().parents[2] / "shared" / "ct"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real", default=None, help="folder with the real CT series (README.md there names them)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Background jobs of a shell ignore Ctrl-C, and their children inherit that; the tests of Ctrl-C need it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
