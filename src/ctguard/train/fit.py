@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +80,7 @@ def fit(
     for step in progress(range(run.step, recipe.steps), recipe.name, recipe.steps - run.step, quiet):
         batch = {key: fabric.to_device(value) for key, value in batches(step).items()}
         module.train()
+        run.set_rates(step)
         losses: dict[str, float] = {}
         for turn in turns:
             run.optimizers[turn].zero_grad()
@@ -88,18 +91,14 @@ def fit(
         run.after(step, losses)
         last = step + 1 == recipe.steps
         if validate is not None and (last or (step + 1) % recipe.validate_every == 0):
-            run.judge(validate)
+            run.judge(validate, batches)
             if recipe.patience and run.without_gain >= recipe.patience:
                 log.info("%s: no gain in %d validations, stopped at step %d", recipe.name, run.without_gain, run.step)
                 break
         if last or (step + 1) % _SAVE_EVERY == 0:
             run.save()
     run.save()
-    if run.best_state is not None:
-        module.load_state_dict(run.best_state)
-    elif run.average is not None:
-        module.load_state_dict(run.average.module.state_dict())
-        _recalibrate(module, batches, turns[-1])
+    module.load_state_dict(run.best_state or run.candidate(batches).state_dict())
     return FitResult(module.eval(), run.step, run.best, run.curve)
 
 
@@ -107,13 +106,15 @@ def _recalibrate(module: nn.Module, batches: Callable[[int], Batch], turn: str) 
     """Statistics of batch normalisation that belong to averaged weights (Izmailov et al., UAI 2018, section 3.2)."""
     norms = [part for part in module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
+    device = next(module.parameters()).device
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
     module.train()
     with torch.no_grad():
         for step in range(_RECALIBRATION_BATCHES if norms else 0):
-            module.step(batches(step), turn)  # type: ignore[operator]
+            batch = {key: value.to(device) for key, value in batches(step).items()}
+            module.step(batch, turn)  # type: ignore[operator]
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
@@ -147,9 +148,21 @@ class _Run:
         if self.average is not None:
             self.average.update_parameters(self.module)
 
-    def judge(self, validate: Callable[[nn.Module], dict[str, float]]) -> None:
-        judged = self.module if self.average is None else self.average.module
-        judged.eval()
+    def set_rates(self, step: int) -> None:
+        if self.recipe.decay:
+            factor = 0.5 * (1 + math.cos(math.pi * step / self.recipe.steps))
+            for optimizer in self.optimizers.values():
+                for group in optimizer.param_groups:
+                    group["lr"] = factor * group.setdefault("first_lr", group["lr"])
+
+    def candidate(self, batches: Callable[[int], Batch]) -> nn.Module:
+        """What the run would keep now: the averaged or last weights with batch statistics of their own, in eval mode."""
+        kept = copy.deepcopy(self.module if self.average is None else self.average.module)
+        _recalibrate(kept, batches, tuple(self.optimizers)[-1])
+        return kept.eval()
+
+    def judge(self, validate: Callable[[nn.Module], dict[str, float]], batches: Callable[[int], Batch]) -> None:
+        judged = self.candidate(batches)
         with torch.no_grad():
             metrics = validate(judged)
         log.info("%s step %d: %s", self.recipe.name, self.step, {k: round(v, 4) for k, v in metrics.items()})

@@ -21,6 +21,7 @@ class Recipe:
     precision: Fabric's name; mixed precision acts inside networks only, images stay float32.
     validate_every: steps between validations; patience: validations without gain before stopping (0: never).
     ema: decay of the averaged weights that are kept (0: none).
+    decay: let the learning rates fall to zero along a cosine (Loshchilov and Hutter, ICLR 2017).
     optimiser, model_settings, data_settings: handed to the model and to the sampler.
     """
 
@@ -35,6 +36,7 @@ class Recipe:
     validate_every: int = 250
     patience: int = 0
     ema: float = 0.0
+    decay: bool = False
     optimiser: dict[str, Any] = field(default_factory=dict)
     model_settings: dict[str, Any] = field(default_factory=dict)
     data_settings: dict[str, Any] = field(default_factory=dict)
