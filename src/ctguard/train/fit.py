@@ -156,7 +156,7 @@ class _Run:
                     group["lr"] = factor * group.setdefault("first_lr", group["lr"])
 
     def candidate(self, batches: Callable[[int], Batch]) -> nn.Module:
-        """What the run would keep now: the averaged or last weights with batch statistics of their own, in eval mode."""
+        """What the run would keep now: averaged or last weights with batch statistics of their own, in eval mode."""
         kept = copy.deepcopy(self.module if self.average is None else self.average.module)
         _recalibrate(kept, batches, tuple(self.optimizers)[-1])
         return kept.eval()
