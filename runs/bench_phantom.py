@@ -1,4 +1,4 @@
-"""Seconds to render a phantom patient at each size, and a block around one nodule; first call (with the trees) and again.
+"""Seconds to render a phantom patient at each size, and a block around a nodule: first call (with its trees) and again.
 
 python runs/bench_phantom.py [SEED]
 """
