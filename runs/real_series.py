@@ -58,7 +58,7 @@ def main() -> None:
         name = {"remove": "removal", "inject": "injection"}[task]
         figure = site_figure(volume, forged, verdict.map, center_zyx=site)
         (arguments.out / f"{name}.png").write_bytes(figure)
-        if task == "inject":
+        if task == "remove":
             (arguments.out / "verdict.png").write_bytes(overview_figure(written, verdict, count=2))
     head = "| scan | score | threshold | verdict | regions | detect, s | forge, s | changed / strong, mm3 |"
     lines = [
