@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 from ctguard import zoo
-from ctguard.train.checkpoint import file_sha256, read_card
+from ctguard.io.manifest import sha256_file
+from ctguard.train.checkpoint import read_card
 
 TRAINED = sorted({entry.weights for entry in zoo.ENTRIES if entry.weights})
 
 
 def stale(name: str) -> list[str]:
     """What a model was trained against and is no longer shipped."""
-    current = {path.stem: file_sha256(path) for path in zoo.WEIGHTS.glob("*.safetensors")}
+    current = {path.stem: sha256_file(path) for path in zoo.WEIGHTS.glob("*.safetensors")}
     against = read_card(zoo.WEIGHTS / f"{name}.json").trained_against
     return [key for key, sha in against.items() if sha and current.get(key) != sha]
 
@@ -23,7 +24,7 @@ def stale(name: str) -> list[str]:
 def test_weights_are_those_of_their_card_and_load(name: str) -> None:
     entry = next(entry for entry in zoo.ENTRIES if entry.weights == name)
     module, card = zoo.load(entry)
-    assert card.sha256 == file_sha256(zoo.WEIGHTS / f"{name}.safetensors")
+    assert card.sha256 == sha256_file(zoo.WEIGHTS / f"{name}.safetensors")
     assert not module.training
     assert card.data and card.metrics and card.commit and card.size == "cpu"
 

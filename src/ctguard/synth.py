@@ -29,13 +29,12 @@ from ctguard.core.provenance import Step
 from ctguard.core.records import Case, Edit, Finding, Mode, Task
 from ctguard.core.volume import Volume
 from ctguard.image.noise import local_sd_map
-from ctguard.tamper.cube import Box, exact_cube
+from ctguard.tamper.cube import CUBE_MM, Box, exact_cube
 from ctguard.tamper.pipeline import Generator, Plan, forge, make_plan, plan_cube
 
 if TYPE_CHECKING:
     from ctguard.io.forgeries import Forgery
 
-CUBE_MM = 32.0
 STRONG_SHARE = 0.5
 _CONTEXT_VOXELS = 8
 _SPARE_SITES = 4

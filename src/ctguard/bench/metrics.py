@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from ctguard.core.errors import DataError
 
 RESAMPLES = 2000
+Scores = Sequence[float] | NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,15 @@ class Interval:
     high: float
 
 
-def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
+def auc(
+    positive: Sequence[float] | NDArray[np.floating[Any]], negative: Sequence[float] | NDArray[np.floating[Any]]
+) -> float:
     """Area under the ROC curve from raw scores; ties count one half. NaN where one side is empty."""
     if len(positive) == 0 or len(negative) == 0:
         return float("nan")
-    pos, neg = np.asarray(positive)[:, None], np.asarray(negative)[None, :]
-    return float(np.mean((pos > neg) + 0.5 * (pos == neg)))
+    ranks = stats.rankdata(np.concatenate([positive, negative]))
+    n, m = len(positive), len(negative)
+    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def conformal_threshold(pristine: Sequence[float], false_alarms: float = 0.01) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, optimize, stats
 
+from ctguard.bench.metrics import auc
 from ctguard.core.errors import DataError, GeometryError
 from ctguard.core.geometry import FloatTriple, Geometry, IntTriple, as_float_triple
 from ctguard.core.volume import Volume
@@ -241,13 +242,6 @@ def separate(
             results.append(Separation(name, auc(positive, negative), len(positive), len(negative)))
     weights = _fit([features for _, features in real.values()], list(phantom.values()), ridge)[2]
     return results, dict(zip(FEATURES, (float(w) for w in weights[:-1]), strict=True))
-
-
-def auc(positive: Floats, negative: Floats) -> float:
-    """Area under the ROC curve: the chance that a positive outranks a negative, ties counted half."""
-    ranks = stats.rankdata(np.concatenate([positive, negative]))
-    n, m = len(positive), len(negative)
-    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
 
 
 _Model = tuple[Floats, Floats, Floats]

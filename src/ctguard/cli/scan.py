@@ -37,13 +37,6 @@ Weights = Annotated[Path | None, typer.Option(help="Your own weights, a .safeten
 Format = Annotated[
     Literal["dicom", "mha", "nii.gz", "nrrd", "tiff"], typer.Option(help="Of the series that is written.")
 ]
-_SERIES = {
-    "dicom": "series",
-    "mha": "series.mha",
-    "nifti": "series.nii.gz",
-    "nrrd": "series.nrrd",
-    "tiff": "series.tiff",
-}
 
 
 @verb

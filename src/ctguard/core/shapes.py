@@ -10,6 +10,3 @@ VolumeHU = Float[Tensor, "z y x"]
 
 CubeNorm = Float[Tensor, "b 1 z y x"]
 """Cubes in network range."""
-
-SliceBatch = Float[Tensor, "b c y x"]
-"""2-D network input or output."""

@@ -111,9 +111,8 @@ def forge(hu: VolumeHU, geometry: Geometry, plan: Plan, generator: Generator) ->
     made = limit_range(generate_cube(cut, plan, generator))
     if plan.mode == "clean":
         made = match_level(made, cut, core_mask(plan.core_mm).to(hu.device))
+        return blend_clean(hu, cube, cube.back(made), plan.core_mm, plan.seed)
     native = cube.back(made)
-    if plan.mode == "clean":
-        return blend_clean(hu, cube, native, plan.core_mm, plan.seed)
     if plan.mode == "m3dsynth":
         return blend_m3dsynth(hu, cube, native, plan.task)
     return blend_ctgan(hu, cube, native, plan.task, plan.seed)

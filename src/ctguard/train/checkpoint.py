@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ctguard.core.errors import ModelError
+from ctguard.io.manifest import sha256_file
 
 NOT_SHIPPED = ("discriminator.",)
 """Parts of a model that only training needs."""
@@ -60,7 +60,7 @@ def save_checkpoint(module: nn.Module, card: Card, folder: Path) -> Card:
     save_file(state, partial)
     partial.chmod(0o644)  # safetensors leaves it to the owner alone
     partial.replace(weights)
-    card = replace(card, sha256=file_sha256(weights))
+    card = replace(card, sha256=sha256_file(weights))
     write_card(card, folder)
     return card
 
@@ -85,7 +85,7 @@ def load_weights(module: nn.Module, weights: Path, sha256: str = "") -> None:
     """Load a weights file into a module (in float32), checking its hash. Raises ModelError."""
     if not weights.is_file():
         raise ModelError("the weights file is missing", where=weights, remedy="train the model: ctguard train")
-    if sha256 and file_sha256(weights) != sha256:
+    if sha256 and sha256_file(weights) != sha256:
         raise ModelError("the weights are not those of their card", where=weights, remedy="fetch or train them again")
     try:
         state = {
@@ -97,12 +97,6 @@ def load_weights(module: nn.Module, weights: Path, sha256: str = "") -> None:
     missing = [name for name in missing if not name.startswith(NOT_SHIPPED)]
     if missing or unexpected:
         raise ModelError(f"the weights are of another architecture: {[*missing, *unexpected][:3]}", where=weights)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def rounded_to_half(module: nn.Module) -> None:
