@@ -5,10 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from ctguard.core.geometry import Geometry
 from ctguard.tamper.cube import core_mask, exact_cube
-from ctguard.tamper.touchup import RELEASED_WEIGHTS, fade_weight, limit_range, match_level, merge, released_weight
+from ctguard.tamper.touchup import (
+    RELEASED_WEIGHTS,
+    blend_clean,
+    fade_weight,
+    limit_range,
+    match_level,
+    merge,
+    released_weight,
+)
 
 GEOMETRY = Geometry((64, 96, 96), (1.0, 0.8, 0.8))
 CUBE = exact_cube(GEOMETRY, (32.0, 48.0, 48.0), 16.0)
@@ -63,3 +72,19 @@ def test_impossible_values_of_a_generator_are_limited() -> None:
     cube[16, 16, 16] = 9000.0
     limited = limit_range(cube)
     assert limited.min() == -1000.0 and limited.max() < 2000.0
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["the scan's own content", "other content"])
+def test_noise_keeps_its_level_where_the_paste_fades(own: bool) -> None:
+    rng = np.random.default_rng(3)
+    scan, other = (
+        ndimage.gaussian_filter(rng.normal(0, 1, GEOMETRY.shape_zyx), (0.3, 0.8, 0.8)).astype(np.float32)
+        for _ in range(2)
+    )
+    hu = torch.from_numpy(-860 + 30 * scan / scan.std())
+    native = CUBE.paste.slices()
+    made = hu[native] if own else torch.from_numpy(-860 + 30 * other / other.std())[native]
+    result = blend_clean(hu, CUBE, made, 16.0, seed=1)
+    weight = fade_weight(CUBE, 16.0)
+    fading = torch.from_numpy((weight > 0.3) & (weight < 0.7))
+    assert result[native][fading].std() == pytest.approx(float(hu[native][fading].std()), rel=0.08)

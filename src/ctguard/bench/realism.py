@@ -28,7 +28,6 @@ from ctguard.image.noise import (
     mean_frequency,
     median3,
     noise_power_spectrum,
-    soft_tissue_noise_sd,
 )
 from ctguard.phantom.patients import Acquisition, Patient, draw_acquisition, draw_patient, render
 from ctguard.phantom.physics import Kernel
@@ -107,7 +106,7 @@ def describe(volume: Volume, mask: NDArray[np.bool_] | None = None) -> Descripti
         (float(low), float(high)),
         histogram,
         lung_noise_sd(volume),
-        soft_tissue_noise_sd(volume),
+        local_noise_sd(volume, soft_tissue_region(volume)),
         noise_power_spectrum(hu, spacing_yx_mm, lung),
         noise_power_spectrum(hu, spacing_yx_mm, soft_tissue_region(volume), even=_EVEN),
         float((median3(hu)[lung].astype(np.float32) > _VESSEL_HU).mean()),
@@ -117,15 +116,15 @@ def describe(volume: Volume, mask: NDArray[np.bool_] | None = None) -> Descripti
 def phantoms_like(real: Scan, seeds: Sequence[int]) -> tuple[list[Scan], float]:
     """Phantom patients scanned as a real series was, and the dose in mAs that gives its soft-tissue noise.
 
-    The dose is found on the first patient and kept for all. Raises DataError without seeds.
+    One dose for all: their mean noise power agrees with the series'. Raises DataError without seeds.
     """
     if not seeds:
         raise DataError("no phantom seeds were given", remedy="give at least one")
     target = _even_soft_noise(real.volume)
     dose = _START_MAS
-    for _ in range(2):
-        measured = _even_soft_noise(_render_like(real, seeds[0], dose))
-        dose = float(np.clip(dose * (measured / target) ** 2, *_DOSE_MAS))
+    for chosen in (seeds[:1], seeds):
+        power = float(np.mean([_even_soft_noise(_render_like(real, seed, dose)) ** 2 for seed in chosen]))
+        dose = float(np.clip(dose * power / target**2, *_DOSE_MAS))
     scans = [
         Scan(
             f"phantom {seed} as {real.name}", real.group, _render_like(real, seed, dose), real.kernel, real.thickness_mm

@@ -18,6 +18,11 @@ _NEEDED = ("scan_id", "patient", "path")
 _FIELD_LIMIT = 1 << 24
 
 
+def twin_path(path: Path) -> Path:
+    """Where the twin of a scan lies: the same scan without its nodule."""
+    return path.with_name(f"{path.stem}.without{path.suffix}")
+
+
 def read_cases(path: str | Path) -> list[Case]:
     """The cases of an index CSV, in row order. Columns beyond COLUMNS are ignored; the last four may be absent.
 

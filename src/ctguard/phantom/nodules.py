@@ -160,7 +160,7 @@ class Surface:
     def __call__(self, unit: F64) -> F64:
         """Radius (mm) along unit vectors (..., 3)."""
         own = unit @ self.frame
-        radius = 1 / np.sqrt(((own / self.squash) ** 2).sum(-1))
+        radius = 1 / np.sqrt(np.maximum(((own / self.squash) ** 2).sum(-1), 1e-12))  # 0 at the very centre
         for bump, height, sharp in zip(self.bumps, self.heights, self.sharp, strict=True):
             radius = radius + height * np.exp(sharp * (unit @ bump - 1))
         result: F64 = self.scale * radius

@@ -19,20 +19,23 @@ from ctguard.core.records import Case, Finding, Split
 from ctguard.core.volume import Volume
 from ctguard.image.lung import lung_mask
 from ctguard.image.noise import sample_noise_like
-from ctguard.io.cases import write_cases
+from ctguard.io.cases import twin_path, write_cases
 from ctguard.phantom.anatomy import Anatomy
 from ctguard.phantom.fields import F32, Axes
 from ctguard.phantom.nodules import Nodule, paint_nodule
 from ctguard.phantom.patients import draw_patient
 
+COLLECTION = "planted"
 BLOCK_MM = 64.0
 _LUNG_HU = (-950.0, -600.0)
 _SUB_MM = 1.0
 _PROBE_HU = 1000.0
 
 
-def plant_nodule(volume: Volume, nodule: Nodule, anatomy: Anatomy, center_zyx: FloatTriple) -> tuple[Volume, Finding]:
-    """A 64 mm block of the scan with a phantom nodule at its site, and the finding. Never a whole scan.
+def plant_nodule(
+    volume: Volume, nodule: Nodule, anatomy: Anatomy, center_zyx: FloatTriple
+) -> tuple[Volume, Volume, Finding]:
+    """A 64 mm block of the scan with a phantom nodule at its site, the same block without it, and the finding.
 
     The nodule replaces tissue in proportion to its partial volume in each voxel, and carries noise of the block's own
     spectrum where it took the original's away. Raises RefusedError for a scan that is not de-identified.
@@ -56,7 +59,9 @@ def plant_nodule(volume: Volume, nodule: Nodule, anatomy: Anatomy, center_zyx: F
     where = as_float_triple(index_to_lps_mm(volume.geometry, center_zyx))
     step = Step("plant", {"nodule": nodule.to_json()})
     finding = Finding(where, nodule.diameter_mm, 5.0 if nodule.malignant else 1.0, "phantom")
-    return Volume(hu, geometry, volume.provenance.then(step, mark)), finding
+    bare = np.clip(np.rint(block), -1024, 3071).astype(np.int16)
+    without = Volume(bare, geometry, volume.provenance.then(Step("crop", {"center_zyx": list(center_zyx)})))
+    return Volume(hu, geometry, volume.provenance.then(step, mark)), without, finding
 
 
 def _painted(
@@ -88,6 +93,8 @@ def write_planted(
 ) -> Path:
     """Write `count` planted blocks of a scan, each with one nodule of `min_mm` or more, and their index.csv.
 
+    Beside each block lies the same block without the nodule (`io.cases.twin_path`).
+
     Nodules come from phantom patients first_seed, first_seed + 1, … Raises GeometryError where no lung is found.
     """
     volume = io.read(scan)
@@ -107,9 +114,10 @@ def write_planted(
             if len(cases) == count:
                 break
             site = as_float_triple(sites[rng.integers(len(sites))])
-            block, finding = plant_nodule(volume, nodule, patient.anatomy, site)
+            block, without, finding = plant_nodule(volume, nodule, patient.anatomy, site)
             name = f"planted-{len(cases):05d}"
             io.write(block, out / f"{name}.mha")
-            cases.append(Case(name, patient_id, f"{name}.mha", "planted", "", split, (finding,)))
+            io.write(without, twin_path(out / f"{name}.mha"))
+            cases.append(Case(name, patient_id, f"{name}.mha", COLLECTION, "", split, (finding,)))
     write_cases(cases, out / "index.csv")
     return out / "index.csv"

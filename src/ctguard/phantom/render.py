@@ -138,7 +138,7 @@ def _coarse_hu(a: Anatomy, first: int, last: int) -> tuple[F64, F64, F64]:
     across = physics.coarse_axis_mm()
     canvas = Canvas(a, (planes, across, across), coarse_mm=(_NOISE_PLANE_MM, physics.COARSE_MM, physics.COARSE_MM))
     paint_chest(canvas)
-    paint_lungs(canvas, trees=False)
+    paint_lungs(canvas, detail=False)
     return canvas.hu.astype(float), planes, across
 
 

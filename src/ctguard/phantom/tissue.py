@@ -142,18 +142,22 @@ def paint_chest(canvas: Canvas) -> None:
         blend(canvas.hu, share, 95.0 + 12.0 * lumps)
 
 
-def paint_lungs(canvas: Canvas, *, trees: bool = True) -> F32:
-    """Parenchyma, fissures, vessels and airways; returns the share of lung in each voxel."""
+def paint_lungs(canvas: Canvas, *, detail: bool = True) -> F32:
+    """Parenchyma, fissures, vessels and airways; returns the share of lung in each voxel.
+
+    detail: False leaves out what a grid of several millimetres cannot show: fine texture, small vessels, trees.
+    """
     a = canvas.a
     if not canvas.present("lungs"):
         return np.zeros_like(canvas.hu)
     distance = canvas.fine("lungs")
     share = coverage(distance, canvas.soft)
-    fine, middle, wide = canvas.grain(10, 1.0), canvas.grain(11, 2.6), canvas.grain(12, 7.0)
     y = canvas.axes[1].astype(np.float32)[:, None]
-    value = a.lung_hu - 8.0 + a.gravity_hu_mm * y + a.texture_hu * (1.75 * fine + 0.5 * middle + 0.4 * wide)
+    value = a.lung_hu - 2.0 + a.gravity_hu_mm * y + 0.12 * a.texture_hu * canvas.grain(12, 7.0)
     value += 9.0 * canvas.grain(13, 22.0)
-    value += a.capillary_hu * np.exp(-(canvas.grain(16, 2.4) ** 2 + canvas.grain(17, 2.4) ** 2) / 0.06)
+    if detail:
+        value += a.texture_hu * canvas.grain(10, 0.7)
+        value += a.capillary_hu * np.exp(-(canvas.grain(16, 2.4) ** 2 + canvas.grain(17, 2.4) ** 2) / 0.06)
     if a.emphysema > 0:
         holes = np.clip(canvas.grain(14, 9.0) + 0.6 * canvas.grain(15, 4.0) - 1.5 + a.emphysema, 0, 1)
         value -= 70.0 * holes
@@ -163,8 +167,8 @@ def paint_lungs(canvas: Canvas, *, trees: bool = True) -> F32:
     for name, width in (("oblique", 0.7), ("horizontal", 0.6)):
         if np.abs(canvas.coarse[name]).min() < 3:
             sheet = np.clip(1.4 - np.abs(canvas.fine(name)) / width, 0, 1)
-            canvas.hu += share * sheet * np.float32(a.fissure_hu) * (1 + 0.5 * middle)
-    if trees:
+            canvas.hu += share * sheet * np.float32(a.fissure_hu) * (1 + 0.5 * canvas.grain(11, 2.6))
+    if detail:
         paint_trees(canvas, share)
     return share
 

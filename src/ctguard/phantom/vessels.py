@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ctguard.phantom.anatomy import Anatomy, airway_trunk, lobe, lungs, main_bronchi
 from ctguard.phantom.fields import F32, F64, Axes
 
-TERMINALS_PER_TREE = 15000
-_TERMINAL_RADIUS_MM = 0.28
+TERMINALS_PER_TREE = 7000
+_TERMINAL_RADIUS_MM = 0.335
 _MURRAY = 1 / 3.1
 _BRONCHUS_TERMINALS = 120
 

@@ -9,6 +9,8 @@ m3dsynth: the same merge weights, kept inside the cube and without added noise.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -70,8 +72,8 @@ def replace(hu: Tensor, box: Box, block: Tensor) -> Tensor:
 def blend_clean(hu: Tensor, cube: Cube, native: Tensor, core_mm: float, seed: int) -> Tensor:
     """Replace the core, fade out within the cube, restore the noise that replacing took away.
 
-    Where two independent contents are mixed with weights w and 1 - w, noise power falls to w^2 + (1 - w)^2; the
-    seeded noise adds what is missing against the scan's own level, less what the generator made itself.
+    Where two contents are mixed with weights w and 1 - w, noise power falls to w^2 + (1 - w)^2 + 2 w (1 - w) rho, rho
+    being how alike their noise is there; the seeded noise adds what is missing against the scan's own level.
     """
     original = hu[cube.paste.slices()]
     weight_np = fade_weight(cube, core_mm)
@@ -101,12 +103,20 @@ def _matched_noise(
     inner = cube.paste.slices(cube.support.inside(_shape(hu)).start_zyx)
     shell[inner] = fade_weight(cube, core_mm) < 1
     noise = sample_noise_like(around, cube.paste.shape_zyx, np.random.default_rng(seed), shell)
-    core = weight == 1
-    own = median_residual(native.detach().cpu().numpy())[core] if core.any() else np.zeros(1)
+    core, fading = weight == 1, (weight > 0) & (weight < 1)
+    made = median_residual(native.detach().cpu().numpy())
+    own = made[core] if core.any() else np.zeros(1)
     made_share = min(float(own.std()) / max(float(median_residual(noise).std()), 1e-6), 1.0)
-    missing = 1 - (1 - weight) ** 2 - (weight * made_share) ** 2
+    rho = _correlation(made[fading], median_residual(around[inner])[fading])
+    missing = 1 - (1 - weight) ** 2 - (weight * made_share) ** 2 - 2 * weight * (1 - weight) * made_share * rho
     scaled: NDArray[np.float32] = (noise * np.sqrt(np.clip(missing, 0, None))).astype(np.float32)
     return scaled
+
+
+def _correlation(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """Pearson's, at least 0; 0 where either is constant."""
+    spread = float(one.std()) * float(other.std()) if one.size else 0.0
+    return max(float(np.mean((one - one.mean()) * (other - other.mean()))) / spread, 0.0) if spread > 0 else 0.0
 
 
 def released_weight(box: Box, cube: Cube, task: Task) -> Tensor:
