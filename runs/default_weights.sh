@@ -13,9 +13,9 @@ export PATH="$here/.venv/bin:$PATH" OMP_NUM_THREADS=1
 mkdir -p "$out"
 
 # 1. Patients: seeds 0-59 of the bench tier train, 160-259 are its first 100 of validation, 460-489 of test.
-ctguard phantom "$out/train" --patients 60 --seed 0 --split train
-ctguard phantom "$out/valid" --patients 100 --seed 160 --split valid
-ctguard phantom "$out/test" --patients 30 --seed 460 --split test
+ctguard phantom "$out/train" --patients 60 --seed 0 --split train --jobs 2
+ctguard phantom "$out/valid" --patients 100 --seed 160 --split valid --jobs 2
+ctguard phantom "$out/test" --patients 30 --seed 460 --split test --jobs 2
 
 # 2. Phantom nodules in real lung, one to a block.
 ctguard phantom "$out/planted_R01" --patients 150 --seed 5000 --into "$series/R01-001"
@@ -47,34 +47,15 @@ phantoms = [
 write_cases([*real, *phantoms], out / "all.csv")
 PY
 
-# 4. Generators. The injector starts with a small weight of the MAE, so that it learns to put something there at all.
-planted=(--data "$out/planted_R01/index.csv" --data "$out/planted_B/index.csv" --data "$out/planted_L/index.csv")
-init=()
-for stage in 700:20.0 300:100.0; do
-  sed "0,/steps = 300/s//steps = ${stage%:*}/; 0,/mae = 100.0/s//mae = ${stage#*:}/; 0,/noise_sd = 0.0/s//noise_sd = 0.15/; \
-    0,/lr_generator = 2e-4/s//lr_generator = 4e-4/" "$here/recipes/pix2pix_inject.toml" > "$out/inject_$stage.toml"
-  ctguard train "$out/inject_$stage.toml" "${planted[@]}" --data "$out/train/index.csv" --out "$out/inject_$stage" "${init[@]}" --resume
-  init=(--init "$out/inject_$stage/pix2pix_inject.safetensors")
-done
-ctguard train "$here/recipes/pix2pix_inject.toml" "${planted[@]}" --data "$out/train/index.csv" --out "$out/pix2pix_inject" "${init[@]}" --resume
-ctguard train "$here/recipes/pix2pix_remove.toml" --data "$out/real.csv" --data "$out/train/index.csv" --out "$out/pix2pix_remove" --resume
+# 4. Generators.
+data=(--data "$out/train/index.csv" --data "$out/planted_R01/index.csv" --data "$out/planted_B/index.csv" --data "$out/planted_L/index.csv")
+ctguard train "$here/recipes/pix2pix_inject.toml" "${data[@]}" --out "$out/pix2pix_inject" --resume
+ctguard train "$here/recipes/pix2pix_remove.toml" "${data[@]}" --data "$out/real.csv" --out "$out/pix2pix_remove" --resume
 cp "$out"/pix2pix_*/pix2pix_*.{safetensors,json} "$here/src/ctguard/weights/"
 
 # 5. Forgeries: the same sites for every generator; more of them in the few real series.
-python - "$out" <<'PY'
-import sys
-from pathlib import Path
-
-from ctguard.io.cases import read_cases
-from ctguard.synth import DatasetRule, write_dataset
-
-out = Path(sys.argv[1])
-cases = read_cases(out / "all.csv")
-valid = [case for case in cases if case.split == "valid"]
-cases = [case for case in cases if case.split != "valid"] + valid[:30]  # the other 70 are for the threshold alone
-rule = DatasetRule(real_sites=24)
-print(write_dataset(out / "all.csv", out / "forged", rule, seed=1, cases=cases, jobs=2), "forgeries")
-PY
+ctguard synth "$out/all.csv" "$out/forged" --generators pix2pix,copy-move --injections 2 --anywhere --any-rating \
+  --plain-sites 24 --seed 1 --jobs 2
 
 # 6. Detector; its threshold comes from the pristine validation patients.
 ctguard train "$here/recipes/unet.toml" --data "$out/forged" --out "$out/unet" --resume

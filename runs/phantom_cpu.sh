@@ -2,8 +2,10 @@
 # The whole pipeline on one page, on synthetic patients, without a GPU and without any download:
 # patients, generators, forgeries, detector, threshold, test, a verdict, a protected scan.
 #
-#   runs/phantom_cpu.sh OUT [PATIENTS]
+#   runs/phantom_cpu.sh OUT [PATIENTS] [SIZE] [RECIPES]
 #
+# SIZE is a phantom size, RECIPES a folder of recipes to take instead of the repository's: a test goes the whole way in
+# a minute with small ones.
 # 760 patients (160 train, 300 validation, 300 test) are the "bench" tier of the tables and take about half a day on two
 # cores; 40 show the way in about three hours and prove nothing. Every step can be killed and started again: what is
 # done is kept. Forging exists here to measure the defence: see MISUSE.md.
@@ -11,39 +13,30 @@ set -euo pipefail
 out=${1:?usage: runs/phantom_cpu.sh OUT [PATIENTS]}
 patients=${2:-760}
 here=$(cd "$(dirname "$0")/.." && pwd)
+size=${3:-bench}
+recipes=${4:-$here/recipes}
 export PATH="$here/.venv/bin:$PATH" OMP_NUM_THREADS=1
 mkdir -p "$out/weights"
 
 # 1. Patients. The same seeds give the same bytes on every machine.
-ctguard phantom "$out/cohort" --patients "$patients" --size bench --seed 0 --jobs 2
+ctguard phantom "$out/cohort" --patients "$patients" --size "$size" --seed 0 --jobs 2
 
 # 2. Generators: one to put nodules in, one to take them out; trained on patients of the train split alone.
 for name in pix2pix_inject pix2pix_remove; do
   if [ ! -f "$out/weights/$name.safetensors" ]; then
-    ctguard train "$here/recipes/$name.toml" --data "$out/cohort/index.csv" --out "$out/$name" --size cpu --resume
+    ctguard train "$recipes/$name.toml" --data "$out/cohort/index.csv" --out "$out/$name" --size cpu --resume
     cp "$out/$name/$name".{safetensors,json} "$out/weights/"
   fi
 done
 
 # 3. Forgeries of all splits: by both generators, and by copy-move, a forgery without a generator. Stored as Plan and
 #    changed block beside the pristine scan.
-python - "$out" <<'PY'
-import sys
-from pathlib import Path
-
-from ctguard import synth, zoo
-from ctguard.io.cases import read_cases
-
-out = Path(sys.argv[1])
-zoo.WEIGHTS = out / "weights"
-index = out / "cohort" / "index.csv"
-count = synth.write_dataset(index, out / "forged", synth.DatasetRule(), seed=1, cases=read_cases(index))
-print(f"{count} forgeries")
-PY
+ctguard synth "$out/cohort/index.csv" "$out/forged" --generators pix2pix,copy-move --injections 2 --anywhere \
+  --any-rating --weights "$out/weights" --seed 1 --jobs 2
 
 # 4. Detector, on forged and pristine slices of the train split.
 if [ ! -f "$out/weights/unet.safetensors" ]; then
-  ctguard train "$here/recipes/unet.toml" --data "$out/forged" --out "$out/unet" --size cpu --resume
+  ctguard train "$recipes/unet.toml" --data "$out/forged" --out "$out/unet" --size cpu --resume
   cp "$out/unet/unet".{safetensors,json} "$out/weights/"
 fi
 
@@ -88,6 +81,6 @@ rm -rf "$out/removed" "$out/removed-after-protection" "$out/protected" "$out/ver
 ctguard tamper "$scan" "$out/removed" --task remove --at-mm "$site" --weights "$remove"
 ctguard detect "$scan" --weights "$unet" --out "$out/verdict-pristine"
 ctguard detect "$out/removed/series" --weights "$unet" --out "$out/verdict-removed"
-ctguard protect "$scan" "$out/protected" --protector ascent --budget-hu 8 # against the shipped generators
+ctguard protect "$scan" "$out/protected" --protector ascent --budget-hu 8 --against "$out/weights"
 ctguard tamper "$out/protected/series" "$out/removed-after-protection" --task remove --at-mm "$site" --weights "$remove"
 ctguard detect "$out/protected/series" --weights "$unet" --out "$out/verdict-protected"

@@ -20,7 +20,7 @@ from ctguard.core.volume import Volume
 from ctguard.detect.infer import detect_volume
 from ctguard.io.manifest import peak_mb
 from ctguard.report.figures import overview_figure, site_figure
-from ctguard.synth import Request, edit_summary, tamper_scan
+from ctguard.synth.forge import Request, edit_summary, tamper_scan
 
 
 def main() -> None:

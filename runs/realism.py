@@ -1,6 +1,6 @@
 """Phantom against real chest CT: measures both, writes the table and the figures of docs/benchmarks/realism.md.
 
-    python runs/realism.py --real DIR --out realism-out --patients 3
+    python runs/realism.py --real DIR --out realism-out --patients 12
 
 DIR holds the series LIDC-IDRI-0003, R01-001, Lung_Dx-A0001_B and Lung_Dx-A0001_L (The Cancer Imaging Archive). The
 table goes to OUT/realism_table.md, the figures to OUT/realism_*.png.
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--patients", type=int, default=3)
+    parser.add_argument("--patients", type=int, default=12)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     seeds = range(FIRST_SEED, FIRST_SEED + options.patients)

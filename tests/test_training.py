@@ -11,13 +11,15 @@ from ctguard import io, zoo
 from ctguard.core.errors import DataError, RecipeError
 from ctguard.core.marks import Mark
 from ctguard.core.provenance import Provenance, Source
-from ctguard.core.records import Case, Finding
+from ctguard.core.records import Case
 from ctguard.core.volume import Volume
 from ctguard.io.cases import write_cases
-from ctguard.synth import DatasetRule, write_dataset
+from ctguard.synth.dataset import synth
+from ctguard.synth.rule import DatasetRule
+from ctguard.synth.sites import SiteRule
 from ctguard.training import train
 from tests.detect.scans import thorax
-from tests.test_synth import center_lps
+from tests.synth.scans import at, lung_site
 
 GENERATOR = """
 name = "tiny"
@@ -53,8 +55,7 @@ def index(tmp_path: Path) -> Path:
         whole = thorax((24, 96, 112), seed=number)
         volume = Volume(whole.hu, whole.geometry, Provenance(Source("phantom"), (), (Mark("phantom", ""),)))
         io.write(volume, tmp_path / f"{split}.mha")
-        place = tuple(float(v) for v in center_lps(volume))
-        nodule = Finding(place, 12.0, 5.0)  # type: ignore[arg-type]
+        nodule = at(volume, lung_site(volume), 12.0, 5.0)
         cases.append(Case(split, split, f"{split}.mha", "ctguard-phantom", "", split, (nodule,)))  # type: ignore[arg-type]
     write_cases(cases, tmp_path / "index.csv")
     return tmp_path / "index.csv"
@@ -83,9 +84,8 @@ def test_a_generator_trains_resumes_and_its_card_says_on_what(tmp_path: Path, in
 
 
 def test_a_detector_trains_and_is_calibrated_on_pristine_validation_scans(tmp_path: Path, index: Path) -> None:
-    rule = DatasetRule(generators=("copy-move",), sites=1, clear_mm=10.0)
-    cases = [Case(**vars(case)) for case in io_cases(index)]
-    assert write_dataset(index, tmp_path / "set", rule, 0, cases) > 0
+    rule = DatasetRule(generators=("copy-move",), sites=SiteRule(injections=1))
+    assert synth(index, tmp_path / "set", rule).forgeries > 0
     card = train(recipe(tmp_path, DETECTOR), [tmp_path / "set"], tmp_path / "run")
     assert card.threshold is not None and 0 < card.threshold <= 1
     assert "n = 1 pristine" in card.threshold_note and "50.0%" in card.threshold_note

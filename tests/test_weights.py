@@ -10,7 +10,9 @@ from ctguard import zoo
 from ctguard.io.manifest import sha256_file
 from ctguard.train.checkpoint import read_card
 
-TRAINED = sorted({entry.weights for entry in zoo.ENTRIES if entry.weights})
+PENDING = {"cyclegan_inject", "cyclegan_remove", "diffusion_inject", "diffusion_remove", "cad"}
+"""Models that are built and tested and not yet trained; the command line says so where one is asked for."""
+TRAINED = sorted({entry.weights for entry in zoo.ENTRIES if entry.weights} - PENDING)
 
 
 def stale(name: str) -> list[str]:
@@ -32,6 +34,11 @@ def test_weights_are_those_of_their_card_and_load(name: str) -> None:
 @pytest.mark.parametrize("name", TRAINED)
 def test_weights_are_not_stale(name: str) -> None:
     assert stale(name) == []
+
+
+def test_what_is_pending_is_not_there() -> None:
+    assert {entry.weights for entry in zoo.ENTRIES} >= PENDING
+    assert not [name for name in PENDING if (zoo.WEIGHTS / f"{name}.safetensors").exists()]
 
 
 def test_weights_fit_the_package() -> None:

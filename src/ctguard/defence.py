@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from ctguard import zoo
 from ctguard.core.errors import DataError, GeometryError, RecipeError, RefusedError
 from ctguard.core.geometry import as_float_triple
 from ctguard.core.marks import Mark
@@ -18,7 +20,7 @@ from ctguard.image.lung import body_mask, lung_mask
 from ctguard.protect.ascent import AscentSettings, ascend
 from ctguard.protect.noise import add_noise
 from ctguard.protect.protector import Attack, DrawAttack
-from ctguard.synth import fitted, load_generator
+from ctguard.synth.forge import fitted, load_generator
 from ctguard.tamper.pipeline import forge, make_plan, plan_cube
 
 PROTECTORS = ("ascent", "noise")
@@ -39,10 +41,18 @@ class Protection:
 
 
 def protect_scan(
-    volume: Volume, protector: str, *, budget_hu: float, seed: int = 0, steps: int = 200, quiet: bool = False
+    volume: Volume,
+    protector: str,
+    *,
+    budget_hu: float,
+    seed: int = 0,
+    steps: int = 200,
+    against: Path | None = None,
+    quiet: bool = False,
 ) -> tuple[Volume, Protection]:
     """A protected copy of a volume, in whole HU within the budget, and what was added.
 
+    against: folder with the weights of the generators that ascent works against; None: the shipped ones.
     Raises RefusedError for marked input (a forgery must not be laundered), RecipeError for an unknown protector.
     """
     check_unmarked(volume)
@@ -57,13 +67,14 @@ def protect_scan(
     if protector == "noise":
         delta = add_noise(body, budget_hu, seed)
     else:
-        delta = ascend(volume.hu, body, lung_attacks(volume), settings, seed, quiet=quiet)
+        delta = ascend(volume.hu, body, lung_attacks(volume, folder=against), settings, seed, quiet=quiet)
     protected = fitted(volume, volume.hu, (volume.hu + delta).astype(np.int16))
     added = (protected.astype(np.float32) - volume.hu)[body]
     price = Protection(float(np.abs(added).max()), float(added.std()), float((added != 0).mean()))
     params: dict[str, Json] = {"protector": protector, "budget_hu": budget_hu, "seed": seed, **price.to_json()}
     if protector == "ascent":
-        params |= {"steps": steps, "model_sha256": load_generator("pix2pix", "inject")[1]}
+        hashes = {task: attack_generator("pix2pix", task, against)[1] for task in _TASKS}
+        params |= {"steps": steps, "model_sha256": hashes["inject"], "remover_sha256": hashes["remove"]}
     detail = f"{protector}: max {price.max_hu:.0f} HU, SD {price.sd_hu:.2f} HU added"
     return volume.changed(protected, Step("protect", params), Mark("protected", detail)), price
 
@@ -75,7 +86,15 @@ def check_unmarked(volume: Volume) -> None:
             raise RefusedError(f"this scan is marked {kind}", remedy="protect the original series (MISUSE.md)")
 
 
-def lung_attacks(volume: Volume, generator: str = "pix2pix") -> DrawAttack:
+def attack_generator(generator: str, task: Task, folder: Path | None = None) -> tuple[Any, str]:
+    """A generator with its weights from a folder (None: the shipped ones), and their hash."""
+    entry = zoo.find(generator, "generator", task)
+    return load_generator(
+        generator, task, folder / f"{entry.weights}.safetensors" if folder and entry.weights else None
+    )
+
+
+def lung_attacks(volume: Volume, generator: str = "pix2pix", folder: Path | None = None) -> DrawAttack:
     """Attacks at random sites in lung, both tasks, random noise. Raises DataError where no lung is found."""
     voxels = np.argwhere(lung_mask(volume))
     if len(voxels) == 0:
@@ -86,16 +105,18 @@ def lung_attacks(volume: Volume, generator: str = "pix2pix") -> DrawAttack:
             site = voxels[rng.integers(len(voxels))]
             task = _TASKS[int(rng.integers(2))]
             try:
-                return site_attack(volume, tuple(site), task, generator, int(rng.integers(2**31)))
+                return site_attack(volume, tuple(site), task, generator, int(rng.integers(2**31)), folder)
             except GeometryError:
                 continue  # too near the border of the scan: draw again
 
     return draw
 
 
-def site_attack(volume: Volume, center_zyx: Any, task: Task, generator: str, seed: int) -> Attack:
+def site_attack(
+    volume: Volume, center_zyx: Any, task: Task, generator: str, seed: int, folder: Path | None = None
+) -> Attack:
     """The attack at one place. Raises GeometryError where the core does not fit the scan."""
-    module, _ = load_generator(generator, task)
+    module, _ = attack_generator(generator, task, folder)
     plan = make_plan(task, generator, as_float_triple(center_zyx), mode="clean", core_mm=None, seed=seed)
     box = plan_cube(volume.geometry, plan).support
     local = make_plan(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ctguard import zoo
 from ctguard.bench.detection import find_threshold, score_pristine
+from ctguard.bench.malignancy import NoduleScores, judge_scorer, score_batches, youden
+from ctguard.cohort.nodules import SLACK, NoduleBatches, NoduleBlocks, joined, judged_batches, read_blocks
 from ctguard.cohort.patches import CubeBatches, CubeRule, read_cubes
 from ctguard.cohort.slices import SliceBatches, read_slices
 from ctguard.core.console import log
@@ -24,9 +26,21 @@ from ctguard.core.records import Case
 from ctguard.io.cases import read_cases
 from ctguard.io.forgeries import read_manifest
 from ctguard.phantom.patients import COLLECTION as PHANTOM
+from ctguard.phantom.planted import COLLECTION as PLANTED
 from ctguard.train.checkpoint import Card, load_weights, rounded_to_half, save_checkpoint
 from ctguard.train.fit import Batch, fit
 from ctguard.train.recipe import Recipe, read_recipe
+
+Bank = list[tuple[NDArray[np.float32], float]]
+"""Arrays of cubes with their weights."""
+
+_KINDS: dict[str, zoo.Kind] = {"inject": "generator", "remove": "generator", "malignancy": "scorer"}
+"""Of a recipe's task; every other task is a detector's."""
+
+SURROGATE = (
+    "A surrogate for measuring forgeries, no medical device: malignant means a phantom's label, or a mean rating of "
+    "radiologists of at least 4 against at most 2, never a diagnosis. It shares no patient with the generators."
+)
 
 LICENCES = {
     PHANTOM: "synthetic",
@@ -45,6 +59,7 @@ class Material:
     validate: Callable[[nn.Module], dict[str, float]]
     trained_against: dict[str, str]
     description: str
+    calibrate: Callable[[nn.Module], tuple[float, str]] | None = None
 
 
 def train(
@@ -66,24 +81,29 @@ def train(
     recipe = read_recipe(recipe_path, "full" if size == "full" else "cpu")
     if seed is not None:
         recipe = replace(recipe, seed=seed)
-    kind = "generator" if recipe.task in ("inject", "remove") else "detector"
-    entry = zoo.find(recipe.model, "generator" if kind == "generator" else "detector", recipe.task)
+    kind = _KINDS.get(recipe.task, "detector")
+    entry = zoo.find(recipe.model, kind, recipe.task)
     torch.manual_seed(recipe.seed)
     module: nn.Module = zoo.build(entry, recipe.model_settings)
-    material = cube_material(recipe, data, module, out) if kind == "generator" else slice_material(recipe, data)
+    if kind == "generator":
+        material = cube_material(recipe, data, module, out)
+    else:
+        material = scorer_material(recipe, data, module, out) if kind == "scorer" else slice_material(recipe, data)
     if init is not None:
         load_weights(module, init)
     if kind == "detector":  # a narrow 2-D network trains nearly twice as fast on a CPU this way
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if kind == "scorer":
+        module = module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     # A generator keeps its averaged last weights: pixel error on validation cubes would prefer blur.
-    chooses = material.validate if kind == "detector" else None
+    chooses = None if kind == "generator" else material.validate
     result = fit(module, material.batches, recipe, out, validate=chooses, resume=resume, devices=devices)
     trained = result.module.cpu()
     rounded_to_half(trained)
     with torch.no_grad():
         metrics = material.validate(trained)
     log.info("%s: %s", recipe.name, {name: round(value, 4) for name, value in metrics.items()})
-    threshold, note = _calibrate(trained, data[0]) if kind == "detector" else (None, "")
+    threshold, note = material.calibrate(trained) if material.calibrate else (None, "")
     card = Card(
         name=recipe.name,
         model=recipe.model,
@@ -99,6 +119,7 @@ def train(
         threshold=threshold,
         threshold_note=note,
         trained_against=material.trained_against,
+        notes=SURROGATE if kind == "scorer" else "",
     )
     return save_checkpoint(trained, card, out)
 
@@ -106,13 +127,40 @@ def train(
 def cube_material(recipe: Recipe, data: Sequence[Path], module: nn.Module, out: Path) -> Material:
     """Cubes for a generator; fits the module's equaliser to them.
 
-    data_settings: nodules_mm = [low, high] with nodule_share of each batch; lung_sites and lung_sites_real places a
-    scan, by whether its collection is "phantom". Raises DataError where an index holds no training case.
+    data_settings: nodules_mm = [low, high] with nodule_share of each batch; lung_sites, lung_sites_planted and
+    lung_sites_real places a scan, by its collection; real_share, the weight of scans that are no phantoms; unpaired, a
+    table of the same keys: cubes whose cores are to be replaced, drawn apart from the wanted ones; pairs_share, the
+    weight of planted nodules of pairs_mm with the same tissue without them; valid_batches, how many are judged in the
+    end (8; fewer where a model samples slowly).
+    Raises DataError where an index holds no training case.
     """
-    settings = dict(recipe.data_settings)
+    banks, lines = _read_banks(recipe, recipe.data_settings, data, out)
+    apart = recipe.data_settings.get("unpaired")
+    unpaired, more = _read_banks(recipe, apart, data, out, "masked_") if apart else ({"train": [], "valid": []}, [])
+    lines += [f"to be replaced, {line}" for line in more]
+    if apart and not unpaired["train"]:
+        raise DataError("no cube to be replaced", where=", ".join(map(str, data)), remedy="see the recipe's unpaired")
+    if not banks["train"]:
+        raise DataError("no training case", where=", ".join(str(path) for path in data), remedy="give a larger index")
+    hu = np.concatenate([cubes.ravel()[::7] for cubes, _ in (*banks["train"], *unpaired["train"])])
+    module.equaliser.fit(hu)  # type: ignore[union-attr, operator]
+    batches = CubeBatches(tuple(banks["train"]), recipe.batch, recipe.seed, unpaired=tuple(unpaired["train"]))
+    held_out = CubeBatches(tuple(banks["valid"] or banks["train"]), recipe.batch, recipe.seed + 1)
+    batches_judged = int(recipe.data_settings.get("valid_batches", 8))
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        return judge_generator(model, [held_out(step) for step in range(batches_judged)])
+
+    return Material(batches, validate, {}, "; ".join(lines))
+
+
+def _read_banks(
+    recipe: Recipe, settings: Mapping[str, Any], data: Sequence[Path], out: Path, purpose: str = ""
+) -> tuple[dict[str, Bank], list[str]]:
+    """Cubes with their weights by split, and lines for the card; see `cube_material` for the settings."""
     low, high = settings.get("nodules_mm", (10.0, 20.0))
     share = float(settings.get("nodule_share", 1.0))
-    banks: dict[str, list[tuple[NDArray[np.float32], float]]] = {"train": [], "valid": []}
+    banks: dict[str, Bank] = {"train": [], "valid": []}
     lines = []
     for index in data:
         cases = read_cases(index)
@@ -121,28 +169,24 @@ def cube_material(recipe: Recipe, data: Sequence[Path], module: nn.Module, out: 
             if not chosen:
                 continue
             real = any(case.collection != PHANTOM for case in chosen)
-            sites = int(settings.get("lung_sites_real" if real else "lung_sites", 0))
-            for rule, part in ((CubeRule(low, high), share), (CubeRule(lung_sites=sites), 1 - share)):
-                if part > 0 and (rule.lung_sites or any(f.diameter_mm for c in chosen for f in c.findings)):
-                    name = f"cubes_{index.parent.name}_{index.stem}_{split}_{part:g}.npy"
+            planted = real and all(case.collection == PLANTED for case in chosen)
+            has_nodules = any(finding.diameter_mm for case in chosen for finding in case.findings)
+            key = "lung_sites_planted" if planted else "lung_sites_real" if real else "lung_sites"
+            lung = CubeRule(lung_sites=int(settings.get(key, 0)))
+            least, most = settings.get("pairs_mm", (10.0, 20.0))
+            pairs = CubeRule(least, most, twins=True)
+            kinds = [("nodules", CubeRule(low, high), share), ("lung", lung, 1 - share)]
+            kinds += [("pairs", pairs, float(settings.get("pairs_share", 0.0)))] if planted else []
+            for kind, rule, part in kinds:
+                if part > 0 and (rule.lung_sites > 0 if kind == "lung" else has_nodules):
+                    name = f"cubes_{purpose}{index.parent.name}_{index.stem}_{split}_{kind}.npy"
                     cubes = _cached_cubes(out / name, index, chosen, rule, recipe)
                     if len(cubes) == 0:
                         continue
-                    weight = part * float(settings.get("real_share", 0.5)) if real else part
-                    bank.append((cubes, weight))
+                    bank.append((cubes, part * float(settings.get("real_share", 0.5)) if real else part))
                     names = ", ".join(sorted({_named(case.collection) for case in chosen}))
-                    lines.append(f"{split}: {len(cubes)} cubes of {len(chosen)} scans ({names})")
-    if not banks["train"]:
-        raise DataError("no training case", where=", ".join(str(path) for path in data), remedy="give a larger index")
-    hu = np.concatenate([cubes.ravel()[::7] for cubes, _ in banks["train"]])
-    module.equaliser.fit(hu)  # type: ignore[union-attr, operator]
-    batches = CubeBatches(tuple(banks["train"]), recipe.batch, recipe.seed)
-    held_out = CubeBatches(tuple(banks["valid"] or banks["train"]), recipe.batch, recipe.seed + 1)
-
-    def validate(model: nn.Module) -> dict[str, float]:
-        return judge_generator(model, [held_out(step) for step in range(8)])
-
-    return Material(batches, validate, {}, "; ".join(lines))
+                    lines.append(f"{split}: {len(cubes)} {kind} cubes of {len(chosen)} scans ({names})")
+    return banks, lines
 
 
 def _cached_cubes(
@@ -201,7 +245,44 @@ def slice_material(recipe: Recipe, data: Sequence[Path]) -> Material:
         f"({', '.join(sorted({_named(case.collection) for case in cases if case.split == split}))})"
         for split, s in scans.items()
     ]
-    return Material(batches, validate, against, "; ".join(lines))
+    return Material(batches, validate, against, "; ".join(lines), lambda module: _calibrate(module, data[0]))
+
+
+def scorer_material(recipe: Recipe, data: Sequence[Path], module: Any, out: Path) -> Material:
+    """Nodules with a label and healthy lung for the malignancy scorer; data_settings: lung_sites places a scan.
+
+    Raises DataError where a split has no nodule with a label.
+    """
+    sides = {"train": module.block_mm + SLACK, "valid": module.block_mm}
+    banks: dict[str, list[NoduleBlocks]] = {"train": [], "valid": []}
+    for index in data:
+        cases = read_cases(index)
+        for split, side in sides.items():
+            chosen = [case for case in cases if (case.split or "train") == split]
+            path = out / f"blocks_{index.parent.name}_{index.stem}_{split}.npz"
+            if chosen and not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                read_blocks(index, chosen, side, int(recipe.data_settings.get("lung_sites", 4)), recipe.seed).save(path)
+            if chosen:
+                banks[split].append(NoduleBlocks.load(path))
+    if not all(banks.values()):
+        raise DataError("no training or no validation case", where=", ".join(map(str, data)), remedy="split the index")
+    train_blocks, valid = joined(banks["train"]), joined(banks["valid"])
+    judged = judged_batches(valid, module.block_mm)
+    nodules = valid.diameter_mm > 0
+
+    def score(model: nn.Module) -> NoduleScores:
+        return NoduleScores(
+            score_batches(model, judged), valid.malignant[nodules], valid.diameter_mm[nodules].astype(float)
+        )
+
+    return Material(
+        NoduleBatches(train_blocks, recipe.batch, recipe.seed, module.block_mm),
+        lambda model: judge_scorer(score(model)),
+        {},
+        "; ".join(f"{split}: {joined(bank).summary()}" for split, bank in banks.items()),
+        lambda model: youden(score(model)),
+    )
 
 
 def judge_detector(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Every generator, detector and protector: torch-free, so that the command line can list them at once.
+"""Every generator, detector, protector and scorer: torch-free, so that the command line can list them at once.
 
 A new model is one file, one entry here and one recipe; the laws in tests/laws run on it unasked.
 """
@@ -15,7 +15,7 @@ from ctguard.core.errors import ModelError
 if TYPE_CHECKING:
     from ctguard.train.checkpoint import Card
 
-Kind = Literal["generator", "detector", "protector"]
+Kind = Literal["generator", "detector", "protector", "scorer"]
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -39,6 +39,8 @@ class Entry:
 
 
 _CTGAN = "Mirsky et al., CT-GAN, USENIX Security 2019"
+_CYCLE = "Zhu et al., CycleGAN, ICCV 2017, as in M3Dsynth, Zingarini et al., ICASSP 2024"
+_DDPM = "Ho et al., DDPM, NeurIPS 2020, as in M3Dsynth, Zingarini et al., ICASSP 2024"
 _CONTROL = "control forgery, M3Dsynth chain without a generator"
 _CUBE_WINDOW = (-1024.0, 1600.0)
 
@@ -60,6 +62,42 @@ ENTRIES: tuple[Entry, ...] = (
         window_hu=_CUBE_WINDOW,
         weights="pix2pix_remove",
         source=_CTGAN,
+    ),
+    Entry(
+        name="cyclegan",
+        kind="generator",
+        task="inject",
+        class_path="ctguard.tamper.cyclegan:CycleGAN",
+        window_hu=_CUBE_WINDOW,
+        weights="cyclegan_inject",
+        source=_CYCLE,
+    ),
+    Entry(
+        name="cyclegan",
+        kind="generator",
+        task="remove",
+        class_path="ctguard.tamper.cyclegan:CycleGAN",
+        window_hu=_CUBE_WINDOW,
+        weights="cyclegan_remove",
+        source=_CYCLE,
+    ),
+    Entry(
+        name="diffusion",
+        kind="generator",
+        task="inject",
+        class_path="ctguard.tamper.diffusion:Diffusion",
+        window_hu=_CUBE_WINDOW,
+        weights="diffusion_inject",
+        source=_DDPM,
+    ),
+    Entry(
+        name="diffusion",
+        kind="generator",
+        task="remove",
+        class_path="ctguard.tamper.diffusion:Diffusion",
+        window_hu=_CUBE_WINDOW,
+        weights="diffusion_remove",
+        source=_DDPM,
     ),
     Entry(
         name="identity",
@@ -105,6 +143,15 @@ ENTRIES: tuple[Entry, ...] = (
         window_hu=_CUBE_WINDOW,
         weights="",
         source="uniform noise within the budget: the floor of every protection table",
+    ),
+    Entry(
+        name="noisy-or",
+        kind="scorer",
+        task="malignancy",
+        class_path="ctguard.cad.network:NoisyOr3d",
+        window_hu=(-1200.0, 600.0),
+        weights="cad",
+        source="Liao et al., deep leaky noisy-or network, IEEE TNNLS 2019 (arXiv 1711.08324)",
     ),
 )
 

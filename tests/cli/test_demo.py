@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ctguard import io, synth, zoo
+from ctguard import io, zoo
 from ctguard.cli import demo
 from ctguard.core.volume import Volume
-from ctguard.synth import Request
+from ctguard.synth.forge import Request, load_generator
 from ctguard.train.checkpoint import Card, save_checkpoint
 from tests.cli.runner import run
 from tests.cli.scans import small_volume
@@ -36,9 +36,9 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
     monkeypatch.setattr(demo, "_patient", _story)
     monkeypatch.setattr(demo, "STEPS", 1)
-    synth.load_generator.cache_clear()
+    load_generator.cache_clear()
     yield
-    synth.load_generator.cache_clear()
+    load_generator.cache_clear()
 
 
 @pytest.mark.usefixtures("small_world")

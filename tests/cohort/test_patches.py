@@ -101,7 +101,7 @@ def folder(tmp_path: Path) -> Path:
     block = (volume.hu[box] + 500).astype(np.int16)
     edit = Edit("inject", "pix2pix", "clean", 0, (12.0, 45.0, 55.0), (10, 30, 40), mask, mask, 0, {})
     write_forgery(Forgery("scan", edit, block), tmp_path / "set")
-    write_manifest([Forgery("scan", edit, block).name], "../index.csv", tmp_path / "set")
+    write_manifest([{"forgery": Forgery("scan", edit, block).name}], "../index.csv", tmp_path / "set")
     return tmp_path / "set"
 
 

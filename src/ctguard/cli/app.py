@@ -12,7 +12,7 @@ import typer
 import typer.main
 
 from ctguard import RESEARCH_USE_ONLY, __version__
-from ctguard.cli import data, demo, models, scan
+from ctguard.cli import bench, cad, data, demo, models, scan, synth
 from ctguard.cli.common import command_line
 from ctguard.core.console import log
 from ctguard.io import READS
@@ -40,13 +40,16 @@ for _verb in (
     data.phantom,
     data.index,
     scan.tamper,
+    synth.synth,
     scan.detect,
     scan.protect,
+    cad.cad,
     models.train,
     scan.report,
     models.models,
 ):
     app.command(no_args_is_help=_verb.__name__ not in ("demo", "models"))(_verb)
+app.add_typer(bench.bench)
 
 
 def _print_version(value: bool) -> None:

@@ -124,6 +124,9 @@ def phantom(
     into: Annotated[
         Path | None, typer.Option(help="Plant one nodule per patient into this de-identified scan, as 64 mm blocks.")
     ] = None,
+    blocks: Annotated[
+        bool, typer.Option("--blocks", help="Only 56 mm blocks with and without a nodule, for the malignancy scorer.")
+    ] = False,
     style: Annotated[int, typer.Option(min=0, max=1, help="1: other anatomy and texture, to test transfer.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the first patient; the next one has the next seed.")] = 0,
     split: Annotated[
@@ -134,7 +137,13 @@ def phantom(
     quiet: Quiet = False,
 ) -> None:
     """Synthetic chest CT patients with nodules, and their index."""
-    if into is None:
+    if blocks and (into is not None or format != "mha"):
+        raise typer.BadParameter("it does not go together with --into or --format", param_hint="--blocks")
+    if blocks:
+        from ctguard.phantom.blocks import write_blocks
+
+        index_csv = write_blocks(out, patients, first_seed=seed, style=style, jobs=jobs, split=split)
+    elif into is None:
         from ctguard.phantom.patients import write_cohort
 
         index_csv = write_cohort(

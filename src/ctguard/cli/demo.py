@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ctguard.core.records import Task, Verdict
     from ctguard.core.volume import Volume
     from ctguard.report.html import Section
-    from ctguard.synth import Request
+    from ctguard.synth.forge import Request
 
 BUDGET_HU = 8.0
 STEPS = 120
@@ -48,7 +48,7 @@ def demo(
     from ctguard.io.atomic import atomic_folder
     from ctguard.io.manifest import RunManifest
     from ctguard.report.html import write_report
-    from ctguard.synth import tamper_scan
+    from ctguard.synth.forge import tamper_scan
 
     place = torch_device(device)
     network, card = zoo.load(zoo.find("unet", "detector"))
@@ -98,7 +98,7 @@ def _patient(seed: int) -> tuple[Volume, list[Request]]:
 
     from ctguard.core.geometry import as_float_triple, lps_mm_to_index
     from ctguard.phantom.patients import draw_acquisition, draw_lung_site, draw_patient, findings, render
-    from ctguard.synth import Request
+    from ctguard.synth.forge import Request
 
     patient = draw_patient(seed)
     acquisition = draw_acquisition(patient, "bench", seed)

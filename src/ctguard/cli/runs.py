@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ctguard.core.volume import Volume
     from ctguard.io.manifest import RunManifest
     from ctguard.report.html import Section
+    from ctguard.synth.forge import Clock
 
 RUN, REPORT, VERDICT, EDIT = "run.json", "report.html", "verdict.json", "edit.json"
 MAP, MASK, STRONG = "map.nii.gz", "mask.nii.gz", "strong.nii.gz"
@@ -40,7 +41,9 @@ def run_folder(out: Path, scan: Path, reading: dict[str, Json], seeds: dict[str,
         yield run
 
 
-def write_forgery(folder: Path, volume: Volume, forged: Volume, edit: Edit, format: str = "dicom") -> list[Path]:
+def write_forgery(
+    folder: Path, volume: Volume, forged: Volume, edit: Edit, format: str = "dicom", clock: Clock | None = None
+) -> list[Path]:
     """The forged series, its ground truth and the report; the forging is logged (MISUSE.md).
 
     edit.json holds site, sizes and Plan; mask.nii.gz is 1 where a voxel changed (holes filled), strong.nii.gz where it
@@ -50,17 +53,22 @@ def write_forgery(folder: Path, volume: Volume, forged: Volume, edit: Edit, form
     from ctguard.core.geometry import index_to_lps_mm
     from ctguard.io.manifest import sha256_array
     from ctguard.report.html import tamper_sections, write_report
-    from ctguard.synth import edit_summary, log_forging
+    from ctguard.synth.forge import Clock, edit_summary, log_forging
 
+    clock = clock or Clock()
     folder.mkdir(parents=True, exist_ok=True)
     point = index_to_lps_mm(volume.geometry, edit.center_zyx).round(2).tolist()
     made = [io.write(forged, folder / SERIES[format]), folder / EDIT]
+    clock.lap("write")
     _write_json(folder / EDIT, {**edit_summary(volume, edit), "center_lps_mm": point})
     for name, part in ((MASK, edit), (STRONG, replace(edit, mask=edit.strong))):
         mask = part.full_mask(volume.geometry.shape_zyx).astype("int16")
         made.append(io.write(type(forged)(mask, forged.geometry, forged.provenance), folder / name))
+    clock.lap("masks")
     made.append(write_report(folder, FORGERY_TITLE, tamper_sections(volume, forged, edit)))
+    clock.lap("report")
     log_forging(edit.plan, sha256_array(volume.hu), sha256_array(forged.hu))
+    clock.lap("log")
     return made
 
 

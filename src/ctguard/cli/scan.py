@@ -65,22 +65,28 @@ def tamper(
     """
     _refuse_wrong_site(at, at_mm, donor, generator)
     from ctguard import io
-    from ctguard.synth import Request, tamper_scan
+    from ctguard.synth.forge import Clock, Request, tamper_scan
 
     torch_device("cpu")
     reading: dict[str, Any] = {"allow_gaps": allow_gaps, "series_uid": series}
+    clock = Clock()
     volume = io.read(scan, **reading)
+    clock.lap("read")
     request = Request(task, _site(volume.geometry, at, at_mm), generator, mode, core_mm, seed)
     tissue = None if donor is None else triple(donor, "--donor")
     with run_folder(out, scan, reading, {"plan": seed}) as run:
-        forged, edit, seconds = tamper_scan(volume, request, weights=weights, donor_zyx=tissue)
-        run.note("seconds", {name: round(value, 3) for name, value in seconds.items()})
-        for path in write_forgery(run.folder, volume, forged, edit, format):
+        clock.lap("hash")
+        forged, edit, stages = tamper_scan(volume, request, weights=weights, donor_zyx=tissue)
+        clock.take(stages)
+        for path in write_forgery(run.folder, volume, forged, edit, format, clock):
             run.add_output(path)
+        clock.lap("hash")
+        seconds = {name: round(value, 3) for name, value in clock.seconds.items()}
+        run.note("seconds", dict(seconds))
     truth = json.loads((out / EDIT).read_text(encoding="utf-8"))
     place = ", ".join(f"{v:.0f}" for v in edit.center_zyx)
     words = f"{out}: {task} by {generator} at {place} (z, y, x), {truth['changed_mm3']:.0f} mm3 changed"
-    show({"scan": str(scan), "out": str(out), **truth}, words, as_json)
+    show({"scan": str(scan), "out": str(out), **truth, "seconds": seconds}, words, as_json)
 
 
 def _refuse_wrong_site(at: str | None, at_mm: str | None, donor: str | None, generator: str) -> None:
@@ -164,6 +170,7 @@ def protect(
     protector: Annotated[str, typer.Option(help="A protector of `ctguard models`.")],
     budget_hu: Annotated[float, typer.Option("--budget-hu", min=1.0, help="No voxel changes by more.")],
     steps: Annotated[int, typer.Option(min=1, help="ascent: how many attacks it works against.")] = 200,
+    against: Annotated[Path | None, typer.Option(help="ascent: folder with weights of other generators.")] = None,
     format: Format = "dicom",
     series: Series = None,
     allow_gaps: AllowGaps = False,
@@ -179,7 +186,9 @@ def protect(
     reading: dict[str, Any] = {"allow_gaps": allow_gaps, "series_uid": series}
     volume = io.read(scan, **reading)
     with run_folder(out, scan, reading, {"protect": seed}) as run:
-        protected, added = protect_scan(volume, protector, budget_hu=budget_hu, seed=seed, steps=steps, quiet=quiet)
+        protected, added = protect_scan(
+            volume, protector, budget_hu=budget_hu, seed=seed, steps=steps, against=against, quiet=quiet
+        )
         facts: dict[str, Json] = {"protector": protector, "budget_hu": budget_hu, **added.to_json()}
         run.note("protection", facts)
         for path in write_protected(run.folder, volume, protected, facts, format):

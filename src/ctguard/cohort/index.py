@@ -58,7 +58,8 @@ def index_folder(
     root = Path(root)
     base = Path(relative_to) if relative_to is not None else root
     _check_options(kind, annotations, tables)
-    if kind == "m3dsynth" and any((root / name / "scan").is_dir() for name in m3dsynth.GENERATORS):
+    folders = (*m3dsynth.GENERATORS, *m3dsynth.CONTROLS)
+    if kind == "m3dsynth" and any((root / name / "scan").is_dir() for name in folders):
         return _released(root, _demand(tables, "tables", kind), base)
     found = find(root, allow_gaps=allow_gaps, quiet=quiet)
     problems, series = list(found.problems), found.series

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -23,6 +24,8 @@ from ctguard.core.records import Split, Task
 
 Generator = Literal["pix2pix", "cycle", "diffusion"]
 GENERATORS: tuple[Generator, ...] = get_args(Generator)
+CONTROLS = ("identity", "copy-move")
+"""What `ctguard synth` adds to a data set of this layout; the release has none."""
 
 _TASKS: Mapping[str, Task] = {"inj": "inject", "rem": "remove"}
 _SPLITS: Mapping[str, Split] = {"train": "train", "valid": "valid", "test": "test"}
@@ -53,7 +56,7 @@ class Site:
     series_number: str
     split: Split
     index_from_head_zyx: IntTriple
-    generators: tuple[Generator, ...]
+    generators: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,18 @@ class Tables:
     def of_series(self, series: Series) -> tuple[Site, ...]:
         """The sites of one DICOM series; none where M3Dsynth does not use it."""
         entry = self.entry_of(series)
-        return () if entry is None else tuple(s for s in self.sites if _series_key(s) == _series_key(entry))
+        return () if entry is None else self.of_entry(entry)
+
+    def of_entry(self, entry: SeriesEntry) -> tuple[Site, ...]:
+        """The sites of one row of LIDC.csv."""
+        return self._by_series.get(_series_key(entry), ())
+
+    @cached_property
+    def _by_series(self) -> dict[tuple[str, str], tuple[Site, ...]]:
+        found: dict[tuple[str, str], tuple[Site, ...]] = {}
+        for site in self.sites:
+            found[_series_key(site)] = (*found.get(_series_key(site), ()), site)
+        return found
 
     def entry_of(self, series: Series) -> SeriesEntry | None:
         """The row of LIDC.csv that names this DICOM series: same PatientID, same end of SeriesInstanceUID."""
@@ -95,7 +109,7 @@ class Tables:
 
     def for_all_generators(self) -> tuple[Site, ...]:
         """The sites that all three generators forged: the only ones for paired comparisons."""
-        return tuple(site for site in self.sites if len(site.generators) == len(GENERATORS))
+        return tuple(site for site in self.sites if set(GENERATORS) <= set(site.generators))
 
 
 @dataclass(frozen=True)
@@ -110,7 +124,7 @@ class Counts:
     by_generator: Mapping[tuple[str, Task, Split], int]
     patients_by_split: Mapping[Split, int]
     series_by_split: Mapping[Split, int]
-    sites_by_generators: Mapping[tuple[Generator, ...], int]
+    sites_by_generators: Mapping[tuple[str, ...], int]
 
 
 def read_tables(folder: str | Path) -> Tables:
@@ -160,7 +174,7 @@ def _sites(path: Path, splits: Mapping[str, Split], known: set[tuple[str, str]])
         name, task, patient = row.text("img_id"), row.text("ty"), row.text("orig_id")
         if task not in _TASKS:
             raise row.error("ty", f"holds {task!r}, not inj or rem")
-        if row.text("mod") not in (*GENERATORS, _REAL):
+        if row.text("mod") not in (*GENERATORS, *CONTROLS, _REAL):
             raise row.error("mod", f"names the unknown generator {row.text('mod')!r}")
         if patient not in splits:
             raise row.error("orig_id", f"names {patient}, which sets.csv does not have")
@@ -179,8 +193,8 @@ def _sites(path: Path, splits: Mapping[str, Split], known: set[tuple[str, str]])
     ]
 
 
-def _ordered(names: set[str]) -> tuple[Generator, ...]:
-    return tuple(one for one in GENERATORS if one in names)
+def _ordered(names: set[str]) -> tuple[str, ...]:
+    return tuple(one for one in (*GENERATORS, *CONTROLS) if one in names)
 
 
 def _test_centers(path: Path, known: set[str]) -> tuple[dict[tuple[str, str], FloatTriple], Counter[str]]:
@@ -245,7 +259,7 @@ def place_all(sites: Iterable[Site], series: Series) -> list[PlacedSite]:
     return [place(site, series.geometry) for site in sites]
 
 
-def released_scan(root: str | Path, site: Site, generator: Generator) -> tuple[Path, Path]:
+def released_scan(root: str | Path, site: Site, generator: str) -> tuple[Path, Path]:
     """Folders of a released scan and its label under the download: TIFF stacks, one file per slice.
 
     Raises DataError where the generator did not forge the site.

@@ -18,7 +18,7 @@ from ctguard.core.records import Case, Finding
 from ctguard.core.volume import Volume
 from ctguard.image.lung import lung_mask
 from ctguard.image.resample import apply_matrices, grid_matrices
-from ctguard.io.cases import case_path
+from ctguard.io.cases import case_path, twin_path
 
 CUBE = 32
 SLACK = 8
@@ -31,6 +31,7 @@ class CubeRule:
 
     min_mm, max_mm, malignant: nodules to centre on (malignancy >= 4 or <= 2; None: any). min_mm None: no nodules.
     lung_sites: places per scan in lung, at least `clear_mm` from every nodule's centre.
+    twins: each cube comes as a pair, as it is and as it is in the scan's twin without the nodule.
     """
 
     min_mm: float | None = None
@@ -38,6 +39,7 @@ class CubeRule:
     malignant: bool | None = None
     lung_sites: int = 0
     clear_mm: float = 28.0
+    twins: bool = False
 
 
 def cut_cube(volume: Volume, center_zyx: FloatTriple, side: int = CUBE + SLACK) -> NDArray[np.float32]:
@@ -96,20 +98,26 @@ def _wanted(finding: Finding, rule: CubeRule) -> bool:
 
 
 def read_cubes(index: Path, cases: Sequence[Case], rule: CubeRule, seed: int) -> NDArray[np.float32]:
-    """Cubes (n, 40, 40, 40) of all cases; n may be 0."""
+    """Cubes (n, 40, 40, 40) of all cases, or pairs of them (n, 2, 40, 40, 40) by a rule with twins; n may be 0."""
     cubes: list[NDArray[np.float32]] = []
     for number, case in enumerate(progress(cases, "cutting cubes", len(cases))):
-        volume = io.read(case_path(index, case), allow_gaps=True)
-        cubes += case_cubes(volume, case, rule, np.random.default_rng([seed, number]))
+        path = case_path(index, case)
+        views = [
+            case_cubes(io.read(one, allow_gaps=True), case, rule, np.random.default_rng([seed, number]))
+            for one in ((path, twin_path(path)) if rule.twins else (path,))
+        ]
+        cubes += [np.stack(pair) for pair in zip(*views, strict=True)] if rule.twins else views[0]
     side = CUBE + SLACK
-    return np.stack(cubes) if cubes else np.empty((0, side, side, side), np.float32)
+    return np.stack(cubes) if cubes else np.empty((0, *(2,) * rule.twins, side, side, side), np.float32)
 
 
 @dataclass(frozen=True)
 class CubeBatches:
     """Batches of augmented cubes as a function of the step: crop with a shift, flips and right-angle turns in-plane.
 
-    groups: arrays of cubes (n, 40, 40, 40) with their shares of a batch. core_mm: range of masked cores.
+    groups: arrays of cubes (n, 40, 40, 40), or of pairs (n, 2, 40, 40, 40) of what is given and what is wanted, with
+        their shares of a batch. core_mm: range of masked cores.
+    unpaired: the same for a second, independent draw of cubes ("masked_hu": places whose cores are to be replaced).
     """
 
     groups: tuple[tuple[NDArray[np.float32], float], ...]
@@ -117,26 +125,41 @@ class CubeBatches:
     seed: int
     shift: int = 2
     core_mm: tuple[int, int] = (16, 20)
+    unpaired: tuple[tuple[NDArray[np.float32], float], ...] = ()
 
     def __call__(self, step: int) -> dict[str, Tensor]:
-        """hu, mask and noise: float32 (batch, 1, 32, 32, 32)."""
+        """hu (wanted), mask and noise, and by what there is given_hu (pairs) and masked_hu (`unpaired`).
+
+        All float32 (batch, 1, 32, 32, 32).
+        """
         rng = np.random.default_rng([self.seed, step])
-        shares = np.asarray([share for _, share in self.groups])
         hu = np.empty((self.batch, 1, CUBE, CUBE, CUBE), np.float32)
-        mask = np.zeros_like(hu)
+        given, mask = hu.copy(), np.zeros_like(hu)
         for i in range(self.batch):
-            cubes, _ = self.groups[rng.choice(len(self.groups), p=shares / shares.sum())]
-            hu[i, 0] = self._augmented(cubes[rng.integers(len(cubes))], rng)
+            drawn = self._drawn(self.groups, rng)
+            given[i, 0], hu[i, 0] = drawn if drawn.ndim == 4 else (drawn, drawn)
             rim = (CUBE - 2 * int(rng.integers(self.core_mm[0] // 2, self.core_mm[1] // 2 + 1))) // 2
             mask[i, 0, rim:-rim, rim:-rim, rim:-rim] = 1
         noise = rng.standard_normal(hu.shape, dtype=np.float32)
-        return {"hu": torch.from_numpy(hu), "mask": torch.from_numpy(mask), "noise": torch.from_numpy(noise)}
+        batch = {"hu": hu, "mask": mask, "noise": noise}
+        if any(cubes.ndim == 5 for cubes, _ in self.groups):
+            batch["given_hu"] = given
+        if self.unpaired:
+            batch["masked_hu"] = np.stack([self._drawn(self.unpaired, rng)[None] for _ in range(self.batch)])
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+    def _drawn(
+        self, groups: tuple[tuple[NDArray[np.float32], float], ...], rng: np.random.Generator
+    ) -> NDArray[np.float32]:
+        shares = np.asarray([share for _, share in groups])
+        cubes, _ = groups[rng.choice(len(groups), p=shares / shares.sum())]
+        return self._augmented(cubes[rng.integers(len(cubes))], rng)
 
     def _augmented(self, cube: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
         z, y, x = SLACK // 2 + rng.integers(-self.shift, self.shift + 1, size=3)
-        cube = cube[z : z + CUBE, y : y + CUBE, x : x + CUBE]
-        cube = np.rot90(cube, int(rng.integers(4)), axes=(1, 2))
-        for axis in range(3):
+        cube = cube[..., z : z + CUBE, y : y + CUBE, x : x + CUBE]
+        cube = np.rot90(cube, int(rng.integers(4)), axes=(-2, -1))
+        for axis in (-3, -2, -1):
             if rng.random() < 0.5:
                 cube = np.flip(cube, axis)
         return cube

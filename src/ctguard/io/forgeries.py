@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ctguard.core.errors import ReadError
 from ctguard.core.geometry import as_float_triple, as_int_triple
 from ctguard.core.records import Edit
+from ctguard.io.atomic import atomic_files
 
 MANIFEST = "forgeries.jsonl"
 
@@ -87,20 +88,23 @@ def read_forgery(path: Path) -> Forgery:
         raise ReadError(f"not a whole forgery: {error}", where=path, remedy="forge it again") from error
 
 
-def write_manifest(names: Iterable[str], index: str, folder: Path) -> None:
-    """List the forgeries of a data set, and the index of their pristine scans, one JSON line each."""
-    lines = [json.dumps({"index": index}), *(json.dumps({"forgery": name}) for name in names)]
-    (folder / MANIFEST).write_text("\n".join(lines) + "\n")
+def write_manifest(rows: Iterable[Mapping[str, Any]], index: str, folder: Path, format: str = "plan") -> None:
+    """List the forgeries of a data set, and the index of their pristine scans, one JSON line each.
+
+    rows: what is known of each forgery; "forgery" is its name. format: how they are stored, see synth.layouts.
+    """
+    lines = [json.dumps(row) for row in ({"index": index, "format": format}, *rows)]
+    with atomic_files(folder / MANIFEST) as stage:
+        (stage / MANIFEST).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> tuple[Path, list[Forgery]]:
     """The index of the pristine scans and all forgeries. Raises ReadError."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise ReadError(
-            "no forgeries are listed here",
-            where=path,
-            remedy="make one with ctguard.synth.write_dataset (runs/phantom_cpu.sh)",
-        )
-    head, *rows = (json.loads(line) for line in path.read_text().splitlines())
+        raise ReadError("no forgeries are listed here", where=path, remedy="make some with `ctguard synth`")
+    head, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    if head.get("format", "plan") != "plan":
+        what = f"its forgeries are whole scans ({head['format']}), without the pristine ones"
+        raise ReadError(what, where=path, remedy="make them with `ctguard synth --format plan`")
     return (folder / head["index"]).resolve(), [read_forgery(folder / f"{row['forgery']}.npz") for row in rows]

@@ -78,9 +78,10 @@ def read_tiff(path: str | Path, *, spacing_zyx_mm: FloatTriple | None = None, of
     return Volume(hu, geometry, carried.onto(Source("tiff", (str(folder),))))
 
 
-def write_tiff(volume: Volume, out: str | Path) -> None:
+def write_tiff(volume: Volume, out: str | Path, *, offset: int | None = None) -> None:
     """Write a stack into the new folder `out`, with what the volume carries.
 
+    offset: see `offset_for`, which also gives the default; scans to be compared must share one.
     Raises WriteError where voxels are no whole numbers or do not fit 16 bits, and where `out` cannot be written.
     """
     folder = Path(out)
@@ -90,8 +91,8 @@ def write_tiff(volume: Volume, out: str | Path) -> None:
         raise WriteError(
             "TIFF stacks hold whole numbers and this volume does not", where=folder, remedy="write .mha or .nii.gz"
         )
-    offset = next((shift for shift in OFFSETS if low + shift >= 0), -int(low))
-    if float(hu.max()) + offset > _LIMIT:
+    offset = offset_for(low) if offset is None else offset
+    if low + offset < 0 or float(hu.max()) + offset > _LIMIT:
         raise WriteError(f"values from {low:g} to {hu.max():g} do not fit 16 bits", where=folder, remedy="write .mha")
     geometry = volume.geometry
     record = {
@@ -113,6 +114,11 @@ def write_tiff(volume: Volume, out: str | Path) -> None:
         for number, plane in enumerate(_head_down(hu, geometry)):
             pixels = (plane.astype(np.int32) + offset).astype(np.uint16)
             _write_slice(stage, number, pixels, json.dumps({"slice": number, **record}))
+
+
+def offset_for(lowest_hu: float) -> int:
+    """What has to be added to Hounsfield units from this one on: M3Dsynth's smallest offset that keeps all of them."""
+    return next((shift for shift in OFFSETS if lowest_hu + shift >= 0), -int(np.floor(lowest_hu)))
 
 
 def write_label_stack(mask: NDArray[np.bool_], out: str | Path, geometry: Geometry | None = None) -> None:

@@ -122,7 +122,7 @@ def verdict_sections(volume: Volume, verdict: Verdict) -> list[Section]:
     sections = [Section("Verdict", (words, numbers, meaning, worst))]
     if verdict.regions:
         sections.append(_region_section(volume, verdict))
-    return [*sections, *_scan_sections(volume)]
+    return [*sections, *scan_sections(volume)]
 
 
 def tamper_sections(original: Volume, changed: Volume, edit: Edit) -> list[Section]:
@@ -155,7 +155,7 @@ def tamper_sections(original: Volume, changed: Volume, edit: Edit) -> list[Secti
         "Original, forged and their difference in HU, 80 mm around the site, lung window "
         "(centre -600 HU, width 1,500 HU).",
     )
-    return [Section("Forgery", (words, facts, picture)), *_scan_sections(changed)]
+    return [Section("Forgery", (words, facts, picture)), *scan_sections(changed)]
 
 
 def _region_section(volume: Volume, verdict: Verdict) -> Section:
@@ -180,7 +180,8 @@ def _region_section(volume: Volume, verdict: Verdict) -> Section:
     return Section("Regions", blocks)
 
 
-def _scan_sections(volume: Volume) -> list[Section]:
+def scan_sections(volume: Volume) -> list[Section]:
+    """Geometry, provenance and marks of a scan: how every page ends."""
     source = volume.provenance.source
     blocks: list[Paragraph | Grid | Picture | Table] = []
     rows: list[tuple[object, ...]] = [("format", source.format), ("modality", source.modality)]

@@ -15,7 +15,7 @@ from torch import nn
 from ctguard.core.errors import ModelError
 from ctguard.io.manifest import sha256_file
 
-NOT_SHIPPED = ("discriminator.",)
+NOT_SHIPPED = ("discriminator.", "reverse.", "pool.")
 """Parts of a model that only training needs."""
 
 

@@ -1,7 +1,7 @@
-"""Draw sites, forge, measure what changed, write: the only module that joins cohort, tamper and zoo.
+"""Forge one site of one volume, and measure what changed.
 
-Forging exists here to measure and train the defence (MISUSE.md). A source must be a phantom or say that it is
-de-identified; every result is marked; every forging is appended to a local log.
+A source must be a phantom or say that it is de-identified; every result is marked; every forging is appended to a
+local log (MISUSE.md).
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import getpass
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,27 +24,26 @@ from scipy import ndimage
 
 from ctguard import zoo
 from ctguard.core.errors import GeometryError, RecipeError, RefusedError, WriteError
-from ctguard.core.geometry import FloatTriple, Geometry, as_float_triple, as_int_triple, lps_mm_to_index
+from ctguard.core.geometry import FloatTriple, Geometry, as_float_triple, as_int_triple
 from ctguard.core.marks import Mark
 from ctguard.core.provenance import Step
-from ctguard.core.records import Case, Edit, Finding, Mode, Task
+from ctguard.core.records import Edit, Finding, Mode, Task
 from ctguard.core.volume import Volume
 from ctguard.image.noise import local_sd_map
 from ctguard.tamper.cube import CUBE_MM, Box, exact_cube
-from ctguard.tamper.pipeline import Generator, Plan, forge, make_plan, plan_cube
-
-if TYPE_CHECKING:
-    from ctguard.io.forgeries import Forgery
+from ctguard.tamper.pipeline import Generator, Plan, Sampler, forge, make_plan, plan_cube
 
 STRONG_SHARE = 0.5
 _CONTEXT_VOXELS = 8
-_SPARE_SITES = 4
 CONTROLS = ("identity", "copy-move")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to forge: at center_zyx (voxels), by which generator, in which mode. core_mm None: the mode's own."""
+    """What to forge: at center_zyx (voxels), by which generator, in which mode. core_mm None: the mode's own.
+
+    sampler: of a diffusion model; None: its own.
+    """
 
     task: Task
     center_zyx: FloatTriple
@@ -51,6 +51,7 @@ class Request:
     mode: Mode = "clean"
     core_mm: float | None = None
     seed: int = 0
+    sampler: Sampler | None = None
 
 
 def check_source(volume: Volume) -> None:
@@ -77,17 +78,20 @@ def tamper_scan(
 ) -> tuple[Volume, Edit, dict[str, float]]:
     """Forge one site: the forged volume, its ground truth, and seconds per stage.
 
+    Stages: model (weights), network (the generator alone), chain (cut, equalise, paste, touch up), truth.
     Voxels that the plan does not touch are bit-identical to the source's. Raises RefusedError (see check_source),
     GeometryError where the site does not fit, ModelError where weights are missing.
     """
     check_source(volume)
-    clock = _Clock()
+    clock = Clock()
     plan = _draw_plan(volume, request, weights, donor_zyx)
     generator = _generator(volume, plan, weights)
     clock.lap("model")
-    box, hu = apply_plan(volume.hu, volume.geometry, plan, generator)
+    with _timed(generator) as network:
+        box, hu = apply_plan(volume.hu, volume.geometry, plan, generator)
     hu = fitted(volume, volume.hu[box.slices()], hu)
-    clock.lap("forge")
+    clock.lap("chain")
+    clock.seconds |= {"network": network[0], "chain": clock.seconds["chain"] - network[0]}
     edit = measure_edit(volume, box, hu, plan)
     clock.lap("truth")
     forged = volume.hu.copy()
@@ -110,6 +114,8 @@ def _draw_plan(volume: Volume, request: Request, weights: Path | None, donor_zyx
         seed=request.seed,
         sha=sha,
     )
+    if request.sampler is not None:
+        plan = replace(plan, sampler=request.sampler)
     if request.generator != "copy-move":
         return plan
     if donor_zyx is None:
@@ -167,10 +173,16 @@ def apply_plan(hu: NDArray[Any], geometry: Geometry, plan: Plan, generator: Gene
 
 def fitted(volume: Volume, before: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
     """Changed voxels clipped to what the source's DICOM files can store; untouched ones (padding, say) stay."""
+    ends = _storable_hu(volume)
+    return after if ends is None else np.where(after == before, before, np.clip(after, *ends)).astype(after.dtype)
+
+
+@lru_cache(maxsize=1)
+def _storable_hu(volume: Volume) -> tuple[float, float] | None:
+    """Every header of the series is read for it: once for all forgeries of a scan."""
     from ctguard.io.derived import stored_range_hu
 
-    ends = stored_range_hu(volume)
-    return after if ends is None else np.where(after == before, before, np.clip(after, *ends)).astype(after.dtype)
+    return stored_range_hu(volume)
 
 
 def measure_edit(volume: Volume, box: Box, forged: NDArray[Any], plan: Plan) -> Edit:
@@ -245,95 +257,40 @@ def log_forging(plan: dict[str, Any], source_sha256: str, forged_sha256: str) ->
     return path
 
 
-@dataclass(frozen=True)
-class DatasetRule:
-    """What `forge_case` makes of one scan: injections in lung, and removals of nodules of `min_mm` or more.
+@contextmanager
+def _timed(generator: Any) -> Iterator[list[float]]:
+    """Seconds that a network takes, without the chain around it: one number, summed over its calls."""
+    seconds, started = [0.0], [0.0]
 
-    sites: injections in a phantom; real_sites: in any other scan, and as many removals of plain lung there, for real
-    series are few and their nodules are not known.
-    """
+    def before(*_: object) -> None:
+        started[0] = time.perf_counter()
 
-    generators: tuple[str, ...] = ("pix2pix", "copy-move")
-    sites: int = 2
-    real_sites: int = 24
-    min_mm: float = 8.0
-    clear_mm: float = 40.0
-    mode: Mode = "clean"
+    def after(*_: object) -> None:
+        seconds[0] += time.perf_counter() - started[0]
 
-
-def forge_case(volume: Volume, case: Case, rule: DatasetRule, seed: int) -> list[Forgery]:
-    """Forge the same sites of one scan by every generator of the rule. Sites that do not fit are left out."""
-    from ctguard.cohort.patches import draw_lung_sites
-    from ctguard.io.forgeries import Forgery
-
-    rng = np.random.default_rng([seed, *case.scan_id.encode()])
-    nodules = [as_float_triple(lps_mm_to_index(volume.geometry, f.center_lps_mm)) for f in case.findings]
-    large = [n for n, f in zip(nodules, case.findings, strict=True) if f.diameter_mm >= rule.min_mm]
-    requests: list[tuple[Task, FloatTriple]] = [("remove", center) for center in large]
-    real = not volume.provenance.has_mark("phantom")
-    count = 2 * rule.real_sites if real else rule.sites
-    lung = draw_lung_sites(volume, case.findings, count + _SPARE_SITES, rule.clear_mm, rng)
-    requests += [("remove" if real and k % 2 else "inject", center) for k, center in enumerate(lung[:count])]
-    made = []
-    for task, center in requests:
-        donors = {"inject": large, "remove": _apart(volume, lung, center)}[task]
-        for generator in rule.generators:
-            request = Request(task, center, generator, rule.mode, None, int(rng.integers(2**31)))
-            if generator == "copy-move" and not donors:
-                continue
-            try:
-                donor = donors[0] if generator == "copy-move" else None
-                forged, edit, _ = tamper_scan(volume, request, donor_zyx=donor)
-            except GeometryError:
-                continue
-            window = tuple(slice(a, a + n) for a, n in zip(edit.box_start_zyx, edit.mask.shape, strict=True))
-            made.append(Forgery(case.scan_id, edit, forged.hu[window].copy()))
-    return made
+    hooks = (generator.register_forward_pre_hook(before), generator.register_forward_hook(after))
+    try:
+        yield seconds
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
-def _apart(volume: Volume, sites: Sequence[FloatTriple], center: FloatTriple) -> list[FloatTriple]:
-    """Sites whose cubes do not meet the cube at `center`."""
-    spacing = np.asarray(volume.geometry.spacing_zyx_mm)
-    return [site for site in sites if np.abs(np.subtract(site, center) * spacing).max() >= CUBE_MM]
-
-
-def write_dataset(index: Path, out: Path, rule: DatasetRule, seed: int, cases: Sequence[Case], *, jobs: int = 1) -> int:
-    """Forge all cases of an index into a folder of Plan + changed block. Returns the number of forgeries.
-
-    Cases that are done are kept, so that a killed run continues; the same seed gives the same bytes, whatever `jobs`.
-    """
-    from ctguard.io.forgeries import write_manifest
-    from ctguard.parallel import map_cases
-
-    out.mkdir(parents=True, exist_ok=True)
-    work = partial(_forge_into, index=index, out=out, rule=rule, seed=seed)
-    names = [name for result in map_cases(work, cases, jobs=jobs, label="forging") for name in result.unwrap()]
-    write_manifest(names, os.path.relpath(index, out), out)
-    return len(names)
-
-
-def _forge_into(case: Case, index: Path, out: Path, rule: DatasetRule, seed: int) -> list[str]:
-    """Forge one case, unless that was done before; the names of its forgeries."""
-    from ctguard import io
-    from ctguard.io.cases import case_path
-    from ctguard.io.forgeries import write_forgery
-
-    done = out / f"{case.scan_id}.done"
-    if not done.is_file():
-        volume = io.read(case_path(index, case), allow_gaps=True)
-        names = [write_forgery(forgery, out).stem for forgery in forge_case(volume, case, rule, seed)]
-        done.write_text("".join(f"{name}\n" for name in names))
-    return done.read_text().split()
-
-
-class _Clock:
-    """Seconds per stage."""
+class Clock:
+    """Seconds per stage; a stage may come again."""
 
     def __init__(self) -> None:
         self.last = time.perf_counter()
         self.seconds: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
+        """What passed since the last lap belongs to this stage."""
         now = time.perf_counter()
-        self.seconds[name] = now - self.last
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
         self.last = now
+
+    def take(self, seconds: Mapping[str, float]) -> None:
+        """What passed since the last lap, told by the stages themselves."""
+        for name, value in seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
+        self.last = time.perf_counter()
