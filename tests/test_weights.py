@@ -10,7 +10,19 @@ from ctguard import zoo
 from ctguard.io.manifest import sha256_file
 from ctguard.train.checkpoint import read_card
 
-PENDING = {"cyclegan_inject", "cyclegan_remove", "diffusion_inject", "diffusion_remove", "cad"}
+PENDING = {
+    "cyclegan_inject",
+    "cyclegan_remove",
+    "diffusion_inject",
+    "diffusion_remove",
+    "cad",
+    "xception",
+    "hpfcn",
+    "mvssnet",
+    "mantranet",
+    "trufor",
+    "residual",
+}
 """Models that are built and tested and not yet trained; the command line says so where one is asked for."""
 TRAINED = sorted({entry.weights for entry in zoo.ENTRIES if entry.weights} - PENDING)
 
@@ -48,7 +60,7 @@ def test_weights_fit_the_package() -> None:
 
 def test_detectors_have_a_threshold_and_say_how_it_was_found() -> None:
     for entry in zoo.ENTRIES:
-        if entry.kind == "detector":
+        if entry.kind == "detector" and entry.weights not in PENDING:
             card = read_card(Path(zoo.WEIGHTS) / f"{entry.weights}.json")
             assert card.threshold is not None and 0 < card.threshold <= 1
             assert "pristine" in card.threshold_note

@@ -17,24 +17,31 @@ from torch import Tensor, nn
 from ctguard import zoo
 from ctguard.bench.detection import find_threshold, score_pristine
 from ctguard.bench.malignancy import NoduleScores, judge_scorer, score_batches, youden
+from ctguard.cohort.acquisitions import Acquisition, AcquisitionBatches, read_acquisitions
 from ctguard.cohort.nodules import SLACK, NoduleBatches, NoduleBlocks, joined, judged_batches, read_blocks
 from ctguard.cohort.patches import CubeBatches, CubeRule, read_cubes
 from ctguard.cohort.slices import SliceBatches, read_slices
 from ctguard.core.console import log
 from ctguard.core.errors import DataError, RecipeError
 from ctguard.core.records import Case
+from ctguard.detect.residual import judge_residual
 from ctguard.io.cases import read_cases
 from ctguard.io.forgeries import read_manifest
 from ctguard.phantom.patients import COLLECTION as PHANTOM
 from ctguard.phantom.planted import COLLECTION as PLANTED
-from ctguard.train.checkpoint import Card, load_weights, rounded_to_half, save_checkpoint
+from ctguard.train.checkpoint import Card, load_weights, read_card, rounded_to_half, save_checkpoint
 from ctguard.train.fit import Batch, fit
 from ctguard.train.recipe import Recipe, read_recipe
 
 Bank = list[tuple[NDArray[np.float32], float]]
 """Arrays of cubes with their weights."""
 
-_KINDS: dict[str, zoo.Kind] = {"inject": "generator", "remove": "generator", "malignancy": "scorer"}
+_KINDS: dict[str, zoo.Kind] = {
+    "inject": "generator",
+    "remove": "generator",
+    "malignancy": "scorer",
+    "residual": "extractor",
+}
 """Of a recipe's task; every other task is a detector's."""
 
 SURROGATE = (
@@ -87,8 +94,11 @@ def train(
     module: nn.Module = zoo.build(entry, recipe.model_settings)
     if kind == "generator":
         material = cube_material(recipe, data, module, out)
+    elif kind == "extractor":
+        material = residual_material(recipe, data)
     else:
         material = scorer_material(recipe, data, module, out) if kind == "scorer" else slice_material(recipe, data)
+    started_from = _take_parts(module, recipe) if init is None else {}
     if init is not None:
         load_weights(module, init)
     if kind == "detector":  # a narrow 2-D network trains nearly twice as fast on a CPU this way
@@ -118,7 +128,7 @@ def train(
         metrics=metrics,
         threshold=threshold,
         threshold_note=note,
-        trained_against=material.trained_against,
+        trained_against=material.trained_against | started_from,
         notes=SURROGATE if kind == "scorer" else "",
     )
     return save_checkpoint(trained, card, out)
@@ -248,6 +258,49 @@ def slice_material(recipe: Recipe, data: Sequence[Path]) -> Material:
     return Material(batches, validate, against, "; ".join(lines), lambda module: _calibrate(module, data[0]))
 
 
+def residual_material(recipe: Recipe, data: Sequence[Path]) -> Material:
+    """Patches of pristine series for a noise residual; every index is equally likely.
+
+    data_settings: patch (48), planes a scan (8), valid_batches (8). Raises DataError where no index has a fitting scan
+    to train on. Where none has one to validate on, it is judged on other patches of the series that it learned from.
+    """
+    settings = recipe.data_settings
+    patch, planes = int(settings.get("patch", 48)), int(settings.get("planes", 8))
+    banks: dict[str, list[list[Acquisition]]] = {"train": [], "valid": []}
+    lines = []
+    for index in data:
+        cases = read_cases(index)
+        for split, bank in banks.items():
+            chosen = [case for case in cases if (case.split or "train") == split]
+            found = read_acquisitions(index, chosen, patch, planes, recipe.seed)
+            if found:
+                bank.append(found)
+                names = ", ".join(sorted({_named(case.collection) for case in chosen}))
+                lines.append(f"{split}: {len(found)} pristine series ({names})")
+    if not banks["train"]:
+        raise DataError("no series to train on", where=", ".join(map(str, data)), remedy="give an index with train")
+    held_out = AcquisitionBatches(banks["valid"] or banks["train"], recipe.batch, recipe.seed + 1, patch)
+    judged = [held_out(step) for step in range(int(settings.get("valid_batches", 8)))]
+    batches = AcquisitionBatches(banks["train"], recipe.batch, recipe.seed, patch)
+    return Material(batches, lambda model: judge_residual(model, judged), {}, "; ".join(lines))
+
+
+def _take_parts(module: nn.Module, recipe: Recipe) -> dict[str, str]:
+    """Load the trained parts that a model starts from (`starts_from`), and say by their hash which they were.
+
+    data_settings: a part's name with the path of its weights, where they are not the shipped ones.
+    Raises ModelError where such a part has no weights yet, or weights of another size than the recipe asks for.
+    """
+    taken = {}
+    for part, name in getattr(module, "starts_from", {}).items():
+        entry = zoo.find(name, "extractor")
+        path = Path(recipe.data_settings.get(part) or zoo.WEIGHTS / f"{entry.weights}.safetensors")
+        card = read_card(path.with_suffix(".json"))
+        load_weights(module.get_submodule(part), path, card.sha256)
+        taken[entry.weights] = card.sha256
+    return taken
+
+
 def scorer_material(recipe: Recipe, data: Sequence[Path], module: Any, out: Path) -> Material:
     """Nodules with a label and healthy lung for the malignancy scorer; data_settings: lung_sites places a scan.
 
@@ -286,7 +339,10 @@ def scorer_material(recipe: Recipe, data: Sequence[Path], module: Any, out: Path
 
 
 def judge_detector(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
-    """Pixel F1 and IoU at 0.5 pooled over patches, and balanced accuracy of patch scores; "score" is F1."""
+    """Pixel F1 and IoU at 0.5 pooled over patches, and balanced accuracy of patch scores; "score" is F1.
+
+    Of a detector that does not localise, the accuracy is the score and all there is.
+    """
     hit = false = missed = 0.0
     right: dict[int, list[float]] = {0: [], 1: []}
     for batch in batches:
@@ -300,6 +356,8 @@ def judge_detector(model: nn.Module, batches: Sequence[Batch]) -> dict[str, floa
             right[int(label)].append(float((value > 0) == (label > 0)))
     f1 = 2 * hit / max(2 * hit + false + missed, 1)
     accuracy = float(np.mean([np.mean(values) for values in right.values() if values]))
+    if not getattr(model, "localises", True):
+        return {"score": accuracy, "patch_accuracy": accuracy}
     return {"score": f1, "f1": f1, "iou": hit / max(hit + false + missed, 1), "patch_accuracy": accuracy}
 
 

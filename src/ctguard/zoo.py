@@ -15,7 +15,7 @@ from ctguard.core.errors import ModelError
 if TYPE_CHECKING:
     from ctguard.train.checkpoint import Card
 
-Kind = Literal["generator", "detector", "protector", "scorer"]
+Kind = Literal["generator", "detector", "extractor", "protector", "scorer"]
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -125,6 +125,60 @@ ENTRIES: tuple[Entry, ...] = (
         window_hu=(-1150.0, 350.0),
         weights="unet",
         source="Ronneberger et al., U-Net, MICCAI 2015",
+    ),
+    Entry(
+        name="xception",
+        kind="detector",
+        task="detection",
+        class_path="ctguard.detect.xception:Xception",
+        window_hu=(-1150.0, 350.0),
+        weights="xception",
+        source="Chollet, Xception, CVPR 2017, as in FaceForensics++ and M3Dsynth, Zingarini et al., ICASSP 2024",
+    ),
+    Entry(
+        name="hpfcn",
+        kind="detector",
+        task="localisation",
+        class_path="ctguard.detect.hpfcn:HPFCN",
+        window_hu=(-1150.0, 350.0),
+        weights="hpfcn",
+        source="Li and Huang, HP-FCN, ICCV 2019",
+    ),
+    Entry(
+        name="mvssnet",
+        kind="detector",
+        task="localisation",
+        class_path="ctguard.detect.mvssnet:MVSSNet",
+        window_hu=(-1150.0, 350.0),
+        weights="mvssnet",
+        source="Chen et al., MVSS-Net, ICCV 2021; Dong et al., IEEE TPAMI 2022",
+    ),
+    Entry(
+        name="mantranet",
+        kind="detector",
+        task="localisation",
+        class_path="ctguard.detect.mantranet:ManTraNet",
+        window_hu=(-1150.0, 350.0),
+        weights="mantranet",
+        source="Wu et al., ManTraNet, CVPR 2019",
+    ),
+    Entry(
+        name="trufor",
+        kind="detector",
+        task="localisation",
+        class_path="ctguard.detect.trufor:TruFor",
+        window_hu=(-1150.0, 350.0),
+        weights="trufor",
+        source="Guillaro et al., TruFor, CVPR 2023, with a residual of CT noise in place of Noiseprint++",
+    ),
+    Entry(
+        name="ct-residual",
+        kind="extractor",
+        task="residual",
+        class_path="ctguard.detect.residual:CTResidual",
+        window_hu=(-1150.0, 350.0),
+        weights="residual",
+        source="residual of CT noise, by contrast over series, after Guillaro et al., TruFor, CVPR 2023, section 3.1",
     ),
     Entry(
         name="ascent",

@@ -16,7 +16,22 @@ from ctguard.core.errors import ReadError
 from tests.cli.runner import run
 
 COMMAND = [sys.executable, "-c", "from ctguard.cli.app import main; main()"]
-VERBS = ["demo", "info", "convert", "phantom", "index", "tamper", "detect", "protect", "train", "report", "models"]
+VERBS = [
+    "demo",
+    "info",
+    "convert",
+    "phantom",
+    "index",
+    "tamper",
+    "synth",
+    "detect",
+    "protect",
+    "cad",
+    "train",
+    "report",
+    "models",
+    "bench",
+]
 
 
 def test_version_says_research_use_only(capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,11 +13,23 @@ from ctguard.core.marks import Mark
 from ctguard.core.provenance import Provenance, Source, Step
 from ctguard.core.volume import Volume
 from ctguard.detect.detector import Batch, Detector
+from ctguard.detect.hpfcn import HPFCN
 from ctguard.detect.infer import detect_volume
+from ctguard.detect.mantranet import ManTraNet
+from ctguard.detect.mvssnet import MVSSNet
+from ctguard.detect.trufor import TruFor
 from ctguard.detect.unet import UNet2d
+from ctguard.detect.xception import Xception
 from tests.detect.scans import thorax
 
-DETECTORS: dict[str, Callable[[], Detector]] = {"unet": lambda: UNet2d(width=4)}
+DETECTORS: dict[str, Callable[[], Detector]] = {
+    "unet": lambda: UNet2d(width=4),
+    "xception": lambda: Xception(width=2, window_px=32),
+    "hpfcn": lambda: HPFCN(width=2),
+    "mvssnet": lambda: MVSSNet(width=2),
+    "mantranet": lambda: ManTraNet(width=2, hidden=2),
+    "trufor": lambda: TruFor(width=2, depths=(1, 1, 1, 1), extractor_width=4, extractor_depth=3),
+}
 
 
 @pytest.fixture(params=list(DETECTORS))

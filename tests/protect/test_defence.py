@@ -59,7 +59,7 @@ def test_attacks_are_drawn_in_lung_and_answer_to_the_shell() -> None:
 
 def test_a_site_attack_is_the_forging_of_that_site() -> None:
     from ctguard.synth.forge import Request, tamper_scan
-    from tests.test_synth import lung_site
+    from tests.synth.scans import lung_site
 
     volume = scan(Mark("phantom", ""))
     site = lung_site(volume)

@@ -57,15 +57,19 @@ def score_folder(detector: Any, folder: Path, split: str) -> list[Scored]:
         rows.append(Scored(case.patient, "pristine", "", _judge(detector, volume).score))
         for forgery in by_scan.get(case.scan_id, []):
             forged = Volume(forgery.paste(volume.hu), volume.geometry, volume.provenance)
-            rows.append(_scored(case, forgery, _judge(detector, forged), volume.geometry))
+            rows.append(_scored(case, forgery, _judge(detector, forged), volume.geometry, detector.localises))
     return rows
 
 
 def _judge(detector: Any, volume: Volume) -> Verdict:
-    return detect_volume(volume, detector, name="", model_id="", threshold=2.0)
+    parameter = next(detector.parameters(), None)
+    device = "cpu" if parameter is None else str(parameter.device)
+    return detect_volume(volume, detector, name="", model_id="", threshold=2.0, device=device)
 
 
-def _scored(case: Case, forgery: Forgery, verdict: Verdict, geometry: Geometry) -> Scored:
+def _scored(case: Case, forgery: Forgery, verdict: Verdict, geometry: Geometry, localises: bool) -> Scored:
+    if not localises:
+        return Scored(case.patient, forgery.edit.generator, forgery.edit.task, verdict.score)
     f1, iou = overlap(verdict.map >= MAP_THRESHOLD, forgery.edit.full_mask(geometry.shape_zyx))
     peak = np.unravel_index(int(np.argmax(verdict.map)), verdict.map.shape)
     distance = np.linalg.norm(np.subtract(peak, forgery.edit.center_zyx) * geometry.spacing_zyx_mm)

@@ -37,7 +37,10 @@ def cad(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Nodule proposals with malignancy scores, or the score of one place. A surrogate for research, not a diagnosis."""
+    """Nodules with malignancy scores, or the score of one place.
+
+    A surrogate for research, not a diagnosis.
+    """
     center = None if at is None else triple(at, "--at")
     from ctguard import io, zoo
     from ctguard.cad.score import read_volume, score_site

@@ -101,9 +101,9 @@ def read_cubes(index: Path, cases: Sequence[Case], rule: CubeRule, seed: int) ->
     """Cubes (n, 40, 40, 40) of all cases, or pairs of them (n, 2, 40, 40, 40) by a rule with twins; n may be 0."""
     cubes: list[NDArray[np.float32]] = []
     for number, case in enumerate(progress(cases, "cutting cubes", len(cases))):
-        path = case_path(index, case)
+        path, uid = case_path(index, case), case.series_uid or None
         views = [
-            case_cubes(io.read(one, allow_gaps=True), case, rule, np.random.default_rng([seed, number]))
+            case_cubes(io.read(one, allow_gaps=True, series_uid=uid), case, rule, np.random.default_rng([seed, number]))
             for one in ((path, twin_path(path)) if rule.twins else (path,))
         ]
         cubes += [np.stack(pair) for pair in zip(*views, strict=True)] if rule.twins else views[0]

@@ -42,7 +42,7 @@ def read_slices(folder: Path, split: Split, generators: Sequence[str]) -> list[F
         raise DataError(f"no {split} scan has a forgery by {', '.join(generators)}", where=folder)
     scans = []
     for case in progress(chosen, f"reading {split} scans", len(chosen)):
-        volume = io.read(case_path(index, case), allow_gaps=True)
+        volume = io.read(case_path(index, case), allow_gaps=True, series_uid=case.series_uid or None)
         lung = lung_mask(volume)
         spans = [np.flatnonzero(lung.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
         z, y, x = (

@@ -106,6 +106,8 @@ class Verdict:
     @property
     def words(self) -> str:
         """The verdict for people; a clean one never says "authentic"."""
+        if self.tampered and not self.regions:
+            return "evidence of tampering; this detector does not say where"
         if self.tampered:
             return f"evidence of tampering in {len(self.regions)} region{'s' if len(self.regions) != 1 else ''}"
         return "no evidence of tampering found"

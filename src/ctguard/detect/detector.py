@@ -27,12 +27,15 @@ class Detector(nn.Module, ABC):
     dims: 2 where `forward` takes slices (b, 1, y, x), 3 where it takes blocks (b, 1, z, y, x).
     area: what of a scan it judges, which is what it is trained on: the lungs' box, or the whole body. A volume's score
         is a maximum, so that one look at tissue that it never saw could raise a false alarm.
+    localises: whether it says where. One that does not gives a map that marks nothing, which nobody may read as a map
+        of pristine tissue: `infer` leaves the verdict's map empty and lists no regions.
     turns: the parts that are trained one after the other within a step; each names its optimizer.
     """
 
     window_hu: tuple[float, float]
     dims: Literal[2, 3]
     area: Literal["lungs", "body"] = "lungs"
+    localises: bool = True
     turns: tuple[str, ...] = ("detector",)
 
     @abstractmethod

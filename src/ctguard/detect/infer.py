@@ -47,7 +47,8 @@ def detect_volume(
 
     The map (float32, 0..1) lies on the volume's own grid and is 0 where nothing was looked at. A verdict above the
     threshold lists regions: parts of the map at 0.5 (or at the threshold, where that is lower) that reach the
-    threshold somewhere. A verdict below it lists none.
+    threshold somewhere. A verdict below it lists none. A detector that does not localise leaves the map 0 and lists
+    none.
     Raises ModelError for a detector that does not take slices, and where its scores are not numbers.
     Source: M3Dsynth, section 3 (slice by slice, maximum over slices).
     """
@@ -72,6 +73,8 @@ def detect_volume(
                     remedy="its weights are damaged, or voxels of the scan are not numbers",
                 )
             score = max(score, float(scores.max()))
+            if not detector.localises:
+                continue
             for z, plane in zip(slices, maps, strict=True):
                 first = max(box[0].start, z - (step - 1) // 2)
                 last = box[0].stop if z == indices[-1] else z + step // 2 + 1
@@ -79,7 +82,7 @@ def detect_volume(
     finally:
         detector.to(memory_format=torch.contiguous_format).train(was_training)  # type: ignore[call-overload]
     map_.flags.writeable = False
-    regions = _regions(map_, volume.geometry, threshold) if score >= threshold else ()
+    regions = _regions(map_, volume.geometry, threshold) if score >= threshold and detector.localises else ()
     return Verdict(name, model_id, score, threshold, map_, volume.geometry, regions)
 
 

@@ -117,7 +117,13 @@ def verdict_sections(volume: Volume, verdict: Verdict) -> list[Section]:
         "Axial slices with the detector map over them",
         "The slices with the highest map values. Above the scan, below it the detector's map "
         "(yellow low, red high, bare where it did not look)"
-        + (" with the regions in numbered boxes." if verdict.regions else "; no region reaches the threshold."),
+        + (
+            " with the regions in numbered boxes."
+            if verdict.regions
+            else "; this detector does not say where."
+            if verdict.tampered
+            else "; no region reaches the threshold."
+        ),
     )
     sections = [Section("Verdict", (words, numbers, meaning, worst))]
     if verdict.regions:

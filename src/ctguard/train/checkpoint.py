@@ -93,7 +93,12 @@ def load_weights(module: nn.Module, weights: Path, sha256: str = "") -> None:
         }
     except (SafetensorError, OSError) as error:
         raise ModelError(f"the weights file is damaged: {error}", where=weights) from error
-    missing, unexpected = module.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # shapes that differ
+        raise ModelError(
+            "the weights are of another architecture: of other sizes", where=weights, remedy="see its card's settings"
+        ) from error
     missing = [name for name in missing if not name.startswith(NOT_SHIPPED)]
     if missing or unexpected:
         raise ModelError(f"the weights are of another architecture: {[*missing, *unexpected][:3]}", where=weights)

@@ -104,13 +104,14 @@ def fit(
 
 def _recalibrate(module: nn.Module, batches: Callable[[int], Batch], turn: str) -> None:
     """Statistics of batch normalisation that belong to averaged weights (Izmailov et al., UAI 2018, section 3.2)."""
-    norms = [part for part in module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+    module.train()  # a frozen part stays in eval mode, and keeps its statistics
+    every = [part for part in module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in every if norm.training]
     momenta = [norm.momentum for norm in norms]
     device = next(module.parameters()).device
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
-    module.train()
     with torch.no_grad():
         for step in range(_RECALIBRATION_BATCHES if norms else 0):
             batch = {key: value.to(device) for key, value in batches(step).items()}
