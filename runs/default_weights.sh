@@ -21,6 +21,13 @@ ctguard phantom "$out/test" --patients 30 --seed 460 --split test --jobs 2
 ctguard phantom "$out/planted_R01" --patients 150 --seed 5000 --into "$series/R01-001"
 ctguard phantom "$out/planted_B" --patients 25 --seed 5300 --into "$series/Lung_Dx-A0001_B"
 ctguard phantom "$out/planted_L" --patients 25 --seed 5400 --into "$series/Lung_Dx-A0001_L"
+# The remover also learns from large ones, whose rim stands around the core, and from such at the edge of the lung.
+ctguard phantom "$out/large_R01" --patients 90 --seed 6000 --min-mm 16 --into "$series/R01-001"
+ctguard phantom "$out/large_B" --patients 25 --seed 6200 --min-mm 16 --into "$series/Lung_Dx-A0001_B"
+ctguard phantom "$out/large_L" --patients 25 --seed 6300 --min-mm 16 --into "$series/Lung_Dx-A0001_L"
+ctguard phantom "$out/wall_R01" --patients 120 --seed 6500 --at-wall --into "$series/R01-001"
+ctguard phantom "$out/wall_B" --patients 30 --seed 6700 --at-wall --into "$series/Lung_Dx-A0001_B"
+ctguard phantom "$out/wall_L" --patients 30 --seed 6800 --at-wall --into "$series/Lung_Dx-A0001_L"
 
 # 3. One index of the real series, and one of everything that the detector learns from.
 python - "$out" "$series" <<'PY'
@@ -48,9 +55,11 @@ write_cases([*real, *phantoms], out / "all.csv")
 PY
 
 # 4. Generators.
+more=()
 data=(--data "$out/train/index.csv" --data "$out/planted_R01/index.csv" --data "$out/planted_B/index.csv" --data "$out/planted_L/index.csv")
 ctguard train "$here/recipes/pix2pix_inject.toml" "${data[@]}" --out "$out/pix2pix_inject" --resume
-ctguard train "$here/recipes/pix2pix_remove.toml" "${data[@]}" --data "$out/real.csv" --out "$out/pix2pix_remove" --resume
+for name in large_R01 large_B large_L wall_R01 wall_B wall_L; do more+=(--data "$out/$name/index.csv"); done
+ctguard train "$here/recipes/pix2pix_remove.toml" "${data[@]}" "${more[@]}" --data "$out/real.csv" --out "$out/pix2pix_remove" --resume
 cp "$out"/pix2pix_*/pix2pix_*.{safetensors,json} "$here/src/ctguard/weights/"
 
 # 5. Forgeries: the same sites for every generator; more of them in the few real series.

@@ -23,7 +23,7 @@ from ctguard.core.records import Case, Finding
 from ctguard.core.volume import Volume
 from ctguard.image.lung import lung_mask
 from ctguard.io.cases import write_cases
-from ctguard.training import train
+from ctguard.training.run import train
 from tests.detect.scans import thorax
 
 SITES = ((10.0, 48.0, 77.0), (14.0, 40.0, 35.0))

@@ -17,7 +17,7 @@ from ctguard.io.cases import write_cases
 from ctguard.synth.dataset import synth
 from ctguard.synth.rule import DatasetRule
 from ctguard.synth.sites import SiteRule
-from ctguard.training import train
+from ctguard.training.run import train
 from tests.detect.scans import thorax
 from tests.synth.scans import at, lung_site
 
@@ -110,7 +110,7 @@ def test_metrics_of_a_perfect_generator(tmp_path: Path) -> None:
     import torch
 
     from ctguard.tamper.controls import Identity
-    from ctguard.training import judge_generator
+    from ctguard.training.cubes import judge_generator
 
     hu = torch.from_numpy(np.random.default_rng(0).normal(-800, 40, (2, 1, 32, 32, 32)).astype(np.float32))
     batch = {"hu": hu, "mask": torch.ones_like(hu), "noise": torch.zeros_like(hu)}

@@ -16,6 +16,7 @@ PENDING = {
     "diffusion_inject",
     "diffusion_remove",
     "cad",
+    "volumetric",
     "xception",
     "hpfcn",
     "mvssnet",

@@ -88,10 +88,7 @@ def check_unmarked(volume: Volume) -> None:
 
 def attack_generator(generator: str, task: Task, folder: Path | None = None) -> tuple[Any, str]:
     """A generator with its weights from a folder (None: the shipped ones), and their hash."""
-    entry = zoo.find(generator, "generator", task)
-    return load_generator(
-        generator, task, folder / f"{entry.weights}.safetensors" if folder and entry.weights else None
-    )
+    return load_generator(generator, task, zoo.find(generator, "generator", task).weights_in(folder))
 
 
 def lung_attacks(volume: Volume, generator: str = "pix2pix", folder: Path | None = None) -> DrawAttack:

@@ -35,7 +35,11 @@ class Entry:
     @property
     def weights_path(self) -> Path | None:
         """The shipped weights file, whether it exists or not; None where there is nothing to train."""
-        return WEIGHTS / f"{self.weights}.safetensors" if self.weights else None
+        return self.weights_in(None)
+
+    def weights_in(self, folder: Path | None) -> Path | None:
+        """The weights file in a folder (None: that of the shipped ones); None where there is nothing to train."""
+        return (folder or WEIGHTS) / f"{self.weights}.safetensors" if self.weights else None
 
 
 _CTGAN = "Mirsky et al., CT-GAN, USENIX Security 2019"
@@ -125,6 +129,15 @@ ENTRIES: tuple[Entry, ...] = (
         window_hu=(-1150.0, 350.0),
         weights="unet",
         source="Ronneberger et al., U-Net, MICCAI 2015",
+    ),
+    Entry(
+        name="volumetric",
+        kind="detector",
+        task="localisation",
+        class_path="ctguard.detect.volumetric:Volumetric",
+        window_hu=(-1150.0, 300.0),
+        weights="volumetric",
+        source="this project",
     ),
     Entry(
         name="xception",

@@ -10,7 +10,7 @@ from ctguard.core.errors import ModelError
 from ctguard.core.geometry import as_int_triple, index_to_lps_mm
 from ctguard.core.provenance import Step
 from ctguard.core.volume import Volume
-from ctguard.detect.infer import detect_volume
+from ctguard.detect.infer import BLOCK, OVERLAP, detect_volume
 from tests.detect.scans import BrightSpot, thorax
 
 NAMES = {"name": "bright", "model_id": "none", "threshold": 0.6}
@@ -125,11 +125,22 @@ def test_damaged_weights_are_an_error_not_a_clean_verdict() -> None:
         detect_volume(thorax(), Broken(), **NAMES)
 
 
-def test_a_detector_of_blocks_is_refused() -> None:
-    detector = BrightSpot()
-    detector.dims = 3
-    with pytest.raises(ModelError, match="3-D blocks"):
-        detect_volume(thorax(), detector, **NAMES)
+class Depth(BrightSpot):
+    """A detector of blocks that marks every voxel with the number of slices that it saw at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dims = 3
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.flatten(1).amax(dim=1), torch.full_like(x, (x.shape[2] / 100.0)).logit()
+
+
+def test_a_detector_of_blocks_sees_slices_beyond_its_block_and_marks_each_slice_once() -> None:
+    verdict = detect_volume(thorax((BLOCK + 10, 96, 112)), Depth(), **NAMES)
+    seen = np.round(100 * verdict.map.max(axis=(1, 2))).astype(int)
+    seen = seen[seen > 0]
+    assert set(seen[:BLOCK]) == {BLOCK + OVERLAP} and set(seen[BLOCK:]) == {len(seen) - BLOCK + OVERLAP}
 
 
 def test_the_detector_is_left_as_it_was() -> None:

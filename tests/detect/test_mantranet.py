@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from ctguard.core.errors import RecipeError
-from ctguard.detect.mantranet import ConvLSTM, ManTraNet, ZPool, bayar_kernels, srm_kernels, window_mean
+from ctguard.detect.bayar import bayar_kernels
+from ctguard.detect.mantranet import ConvLSTM, ManTraNet, ZPool, srm_kernels, window_mean
 
 
 def params(width: int) -> int:

@@ -129,7 +129,7 @@ def test_a_detector_that_starts_from_it_keeps_its_statistics(tmp_path: Path) -> 
 def test_trufor_names_the_extractor_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ctguard.detect.trufor import TruFor
     from ctguard.train.checkpoint import Card, save_checkpoint
-    from ctguard.training import _take_parts
+    from ctguard.training.run import _take_parts
 
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path)
     recipe = Recipe("trufor", "trufor", "cpu")

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from ctguard.core.errors import RecipeError
 from ctguard.detect.infer import detect_volume
 from ctguard.detect.xception import Xception
-from ctguard.training import judge_detector
+from ctguard.training.detectors import judge_detector
 from tests.detect.scans import thorax
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pydicom.dataset import Dataset
 
-from ctguard.core.errors import DataError
+from ctguard.core.errors import DataError, ReadError
 from ctguard.core.records import Case, Finding
-from ctguard.io.cases import COLUMNS, case_path, read_cases, write_cases
+from ctguard.io.cases import COLUMNS, case_path, read_case, read_cases, write_cases
+from tests.io.dicom_factory import make_series, stored_values
 
 CASES = [
     Case("a", "p1", "scans/a", "phantom", "1.2.3", "train", (Finding((1.5, -2.25, 1 / 3), 8.5, 4.5, "reader"),)),
@@ -34,6 +37,30 @@ def test_round_trip_and_the_same_bytes(tmp_path: Path) -> None:
 
 def test_path_is_taken_from_the_index(tmp_path: Path) -> None:
     assert case_path(tmp_path / "index.csv", CASES[0]) == tmp_path / "scans" / "a"
+
+
+def test_the_series_that_the_index_names_is_read_of_a_folder_with_two(tmp_path: Path) -> None:
+    stored = {"1.2.3.1": stored_values(seed=1), "1.2.3.2": stored_values(seed=2)}
+    for number, (uid, values) in enumerate(stored.items()):
+
+        def of_series(ds: Dataset, z: int, uid: str = uid) -> None:
+            ds.SeriesInstanceUID, ds.SOPInstanceUID = uid, f"{uid}.{z}"
+
+        make_series(tmp_path / "scans", values, of_series, names=[f"{number}-{z}.dcm" for z in range(len(values))])
+    for uid, values in stored.items():
+        case = Case(uid, "p", "scans", series_uid=uid)
+        assert np.array_equal(read_case(tmp_path / "index.csv", case).hu, values - 1024)
+    with pytest.raises(ReadError, match="2 series"):
+        read_case(tmp_path / "index.csv", Case("c", "p", "scans"))
+
+
+def test_missing_slices_of_a_case_are_filled_unless_refused(tmp_path: Path) -> None:
+    folder = make_series(tmp_path / "scan", stored_values(6))
+    (folder / "IM-0003.dcm").unlink()
+    case = Case("c", "p", "scan")
+    assert read_case(tmp_path / "index.csv", case).hu.shape[0] == 6
+    with pytest.raises(ReadError, match="gap"):
+        read_case(tmp_path / "index.csv", case, allow_gaps=False)
 
 
 def test_a_spreadsheet_with_more_columns_and_a_byte_order_mark(tmp_path: Path) -> None:

@@ -19,11 +19,13 @@ from ctguard.detect.mantranet import ManTraNet
 from ctguard.detect.mvssnet import MVSSNet
 from ctguard.detect.trufor import TruFor
 from ctguard.detect.unet import UNet2d
+from ctguard.detect.volumetric import Volumetric
 from ctguard.detect.xception import Xception
 from tests.detect.scans import thorax
 
 DETECTORS: dict[str, Callable[[], Detector]] = {
     "unet": lambda: UNet2d(width=4),
+    "volumetric": lambda: Volumetric(width=4),
     "xception": lambda: Xception(width=2, window_px=32),
     "hpfcn": lambda: HPFCN(width=2),
     "mvssnet": lambda: MVSSNet(width=2),

@@ -52,3 +52,23 @@ def test_a_pair_shares_its_surroundings_after_augmentation(planted: tuple[Path, 
     center = (slice(None), slice(None), *(slice(12, 20),) * 3)
     assert (given[center].mean((1, 2, 3, 4)) > wanted[center].mean((1, 2, 3, 4)) + 100).all()
     assert np.mean(np.abs(given - wanted) < 1) > 0.2  # what no nodule reaches is the same, voxel by voxel
+
+
+def test_at_the_wall_a_large_nodule_leans_on_tissue_that_it_leaves_alone(
+    planted: tuple[Path, Path], tmp_path: Path
+) -> None:
+    scan, _ = planted
+    index = write_planted(scan, tmp_path, 4, first_seed=950, min_mm=16.0, at_wall=True)
+    leaning = 0
+    for case in read_cases(index):
+        assert case.findings[0].diameter_mm >= 16.0
+        block, twin = io.read(case_path(index, case)), io.read(twin_path(case_path(index, case)))
+        changed = np.abs(block.hu.astype(int) - twin.hu) > 150
+        center = np.round(lps_mm_to_index(block.geometry, case.findings[0].center_lps_mm)).astype(int)
+        near = tuple(
+            slice(max(c - round(11 / mm), 0), c + round(11 / mm) + 1)
+            for c, mm in zip(center, block.geometry.spacing_zyx_mm, strict=True)
+        )
+        leaning += bool((twin.hu[near] > -100).mean() > 0.05)
+        assert not changed[twin.hu > 50].any()  # muscle and bone stay what they were
+    assert leaning >= 2

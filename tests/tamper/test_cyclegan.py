@@ -19,7 +19,7 @@ from ctguard.tamper.touchup import FADE_MM
 from ctguard.train.checkpoint import Card, load_weights, rounded_to_half, save_checkpoint
 from ctguard.train.fit import fit
 from ctguard.train.recipe import Recipe, read_recipe
-from ctguard.training import cube_material
+from ctguard.training.cubes import cube_material
 from tests import test_training
 
 index = test_training.index

@@ -16,6 +16,7 @@ from ctguard.tamper.touchup import (
     limit_range,
     match_level,
     merge,
+    remove_specks,
     released_weight,
 )
 
@@ -72,6 +73,21 @@ def test_impossible_values_of_a_generator_are_limited() -> None:
     cube[16, 16, 16] = 9000.0
     limited = limit_range(cube)
     assert limited.min() == -1000.0 and limited.max() < 2000.0
+
+
+def test_specks_go_and_a_nodule_and_the_noise_of_lung_stay() -> None:
+    lung = -850 + 40 * torch.randn((32, 32, 32), generator=torch.Generator().manual_seed(0))
+    lung[4:28, 4:28, 28:] = 40.0
+    ball = (torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 3, indexing="ij")) - 14).square().sum(0) <= 25
+    made = torch.where(ball, 30.0, lung)
+    specked = made.clone()
+    specked[24, 5, 5], specked[5, 24, 8] = 300.0, -1000.0 + 400.0
+    clean = remove_specks(specked)
+    assert clean[24, 5, 5] < -700 and clean[5, 24, 8] < -700
+    core = (torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 3, indexing="ij")) - 14).square().sum(0) <= 16
+    assert torch.equal(clean[core], made[core])
+    plain = (slice(None, 3),) * 3
+    assert torch.equal(clean[plain], made[plain])
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["the scan's own content", "other content"])

@@ -17,6 +17,7 @@ from ctguard.core.console import log, progress
 from ctguard.core.errors import ModelError
 from ctguard.core.geometry import FloatTriple, as_float_triple, index_to_lps_mm
 from ctguard.core.volume import Volume
+from ctguard.image.box import mask_box
 from ctguard.image.resample import apply_matrices, grid_matrices
 
 LIMIT = 20
@@ -55,13 +56,14 @@ def propose(
     volume and its mask is that of one layer of tiles.
     Raises ModelError where the network gives no numbers.
     """
-    if box is None or not mask.any():
+    lungs = mask_box(mask)
+    if box is None or lungs is None:
         log.warning("no lungs found in the scan: no nodule is proposed")
         return []
     scorer.eval().to(device)
     near = _near_lung(mask, volume)
     found: list[Candidate] = []
-    layers = list(_layers(volume, mask, scorer.block_mm))
+    layers = list(_layers(volume, lungs, scorer.block_mm))
     for layer in progress(layers, "nodule proposals", len(layers), quiet):
         tiles = list(_tiles(volume, near, layer))
         for first in range(0, len(tiles), batch):
@@ -104,12 +106,11 @@ class _Tile:
     steps: NDArray[np.float64]
 
 
-def _layers(volume: Volume, mask: NDArray[np.bool_], side: int) -> Iterator[_Layer]:
+def _layers(volume: Volume, lungs: tuple[slice, slice, slice], side: int) -> Iterator[_Layer]:
     """Layers over the box of the lungs; neighbours share a rim at either side."""
     spacing = np.asarray(volume.geometry.spacing_zyx_mm)
-    spans = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    first = np.array([span[0] for span in spans]) - _MARGIN_MM / spacing
-    length = np.array([span[-1] - span[0] for span in spans]) * spacing + 2 * _MARGIN_MM
+    first = np.array([span.start for span in lungs]) - _MARGIN_MM / spacing
+    length = np.array([span.stop - 1 - span.start for span in lungs]) * spacing + 2 * _MARGIN_MM
     counts = [_count(mm, side) for mm in length]
     stride = _stride(side)
     plane = tuple(stride * (n - 1) + side for n in counts[1:])

@@ -124,6 +124,8 @@ def phantom(
     into: Annotated[
         Path | None, typer.Option(help="Plant one nodule per patient into this de-identified scan, as 64 mm blocks.")
     ] = None,
+    min_mm: Annotated[float, typer.Option(min=1, max=25, help="With --into: the least diameter.")] = 8.0,
+    at_wall: Annotated[bool, typer.Option("--at-wall", help="With --into: at the edge of the lung.")] = False,
     blocks: Annotated[
         bool, typer.Option("--blocks", help="Only 56 mm blocks with and without a nodule, for the malignancy scorer.")
     ] = False,
@@ -139,6 +141,8 @@ def phantom(
     """Synthetic chest CT patients with nodules, and their index."""
     if blocks and (into is not None or format != "mha"):
         raise typer.BadParameter("it does not go together with --into or --format", param_hint="--blocks")
+    if into is None and (at_wall or min_mm != 8.0):
+        raise typer.BadParameter("it goes with --into", param_hint="--at-wall" if at_wall else "--min-mm")
     if blocks:
         from ctguard.phantom.blocks import write_blocks
 
@@ -154,7 +158,9 @@ def phantom(
     else:
         from ctguard.phantom.planted import write_planted
 
-        index_csv = write_planted(into, out, patients, first_seed=seed, split=split or "train")
+        index_csv = write_planted(
+            into, out, patients, first_seed=seed, min_mm=min_mm, at_wall=at_wall, split=split or "train"
+        )
     data = {"index": str(index_csv), "patients": patients, "size": size, "first_seed": seed}
     show(data, f"{index_csv}: patients {patients}", as_json)
 

@@ -27,7 +27,7 @@ def train(
     from ctguard.core.errors import WriteError
     from ctguard.io.manifest import RunManifest
     from ctguard.train.recipe import read_recipe
-    from ctguard.training import train as train_model
+    from ctguard.training.run import train as train_model
 
     if (out / "state.pt").exists() and not resume:
         raise WriteError("it holds a run already", where=out, remedy="pass --resume, or name a new folder")

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from ctguard import io
 from ctguard.core.console import progress
 from ctguard.core.records import Case
 from ctguard.image.lung import body_mask, lung_mask
-from ctguard.io.cases import case_path
+from ctguard.io.cases import read_case
 
 PER_GROUP = 4
 """Patches of a group in a batch."""
@@ -53,7 +52,7 @@ def read_acquisitions(
     cut = cut_side(patch)
     for number, case in enumerate(progress(cases, "reading series", len(cases))):
         rng = np.random.default_rng([seed, number])
-        volume = io.read(case_path(index, case), allow_gaps=True)
+        volume = read_case(index, case)
         lung = lung_mask(volume)
         other = body_mask(volume) & ~lung
         with_lung = np.flatnonzero(lung.any(axis=(1, 2)))

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from ctguard import io
 from ctguard.cohort.patches import cut_cube, draw_lung_sites
 from ctguard.core.console import progress
 from ctguard.core.errors import DataError
 from ctguard.core.geometry import FloatTriple, as_float_triple, index_to_lps_mm, lps_mm_to_index
 from ctguard.core.records import Case
 from ctguard.core.volume import Volume
+from ctguard.image.box import mask_box
 from ctguard.image.lung import lung_mask
-from ctguard.io.cases import case_path
+from ctguard.io.cases import read_case
 
 SLACK = 12
 """Blocks are kept this much wider than what a network sees, so that shifts need no padding."""
@@ -97,10 +97,10 @@ def lung_box_lps_mm(volume: Volume) -> tuple[FloatTriple, FloatTriple] | None:
 
 def mask_box_lps_mm(volume: Volume, mask: NDArray[np.bool_]) -> tuple[FloatTriple, FloatTriple] | None:
     """Lowest and highest corner (x, y, z) in patient space of the box of a mask; None where it is empty."""
-    if not mask.any():
+    box = mask_box(mask)
+    if box is None:
         return None
-    spans = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    corners = index_to_lps_mm(volume.geometry, np.array([[s[0] for s in spans], [s[-1] for s in spans]]))
+    corners = index_to_lps_mm(volume.geometry, np.array([[s.start for s in box], [s.stop - 1 for s in box]]))
     return as_float_triple(corners.min(0)), as_float_triple(corners.max(0))
 
 
@@ -149,7 +149,7 @@ def read_blocks(index: Path, cases: Sequence[Case], side: int, lung_sites: int, 
     rows: list[tuple[NDArray[np.float16], float, bool, NDArray[np.float32]]] = []
     patients: list[str] = []
     for number, case in enumerate(progress(cases, "cutting blocks", len(cases))):
-        volume = io.read(case_path(index, case), allow_gaps=True, series_uid=case.series_uid or None)
+        volume = read_case(index, case)
         found = case_blocks(volume, case, side, lung_sites, np.random.default_rng([seed, number]))
         rows += [(hu.astype(np.float16), diameter, label, place) for hu, diameter, label, place in found]
         patients += [case.patient] * len(found)

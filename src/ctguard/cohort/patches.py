@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctguard import io
 from ctguard.core.console import progress
 from ctguard.core.geometry import FloatTriple, lps_mm_to_index
 from ctguard.core.records import Case, Finding
 from ctguard.core.volume import Volume
 from ctguard.image.lung import lung_mask
 from ctguard.image.resample import apply_matrices, grid_matrices
-from ctguard.io.cases import case_path, twin_path
+from ctguard.io.cases import read_case, twin_path
 
 CUBE = 32
 SLACK = 8
@@ -101,10 +100,10 @@ def read_cubes(index: Path, cases: Sequence[Case], rule: CubeRule, seed: int) ->
     """Cubes (n, 40, 40, 40) of all cases, or pairs of them (n, 2, 40, 40, 40) by a rule with twins; n may be 0."""
     cubes: list[NDArray[np.float32]] = []
     for number, case in enumerate(progress(cases, "cutting cubes", len(cases))):
-        path, uid = case_path(index, case), case.series_uid or None
+        twin = replace(case, path=twin_path(Path(case.path)).as_posix())
         views = [
-            case_cubes(io.read(one, allow_gaps=True, series_uid=uid), case, rule, np.random.default_rng([seed, number]))
-            for one in ((path, twin_path(path)) if rule.twins else (path,))
+            case_cubes(read_case(index, one), one, rule, np.random.default_rng([seed, number]))
+            for one in ((case, twin) if rule.twins else (case,))
         ]
         cubes += [np.stack(pair) for pair in zip(*views, strict=True)] if rule.twins else views[0]
     side = CUBE + SLACK
@@ -134,7 +133,7 @@ class CubeBatches:
         """
         rng = np.random.default_rng([self.seed, step])
         hu = np.empty((self.batch, 1, CUBE, CUBE, CUBE), np.float32)
-        given, mask = hu.copy(), np.zeros_like(hu)
+        given, mask = np.empty_like(hu), np.zeros_like(hu)
         for i in range(self.batch):
             drawn = self._drawn(self.groups, rng)
             given[i, 0], hu[i, 0] = drawn if drawn.ndim == 4 else (drawn, drawn)

@@ -12,22 +12,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctguard import io
 from ctguard.core.console import progress
 from ctguard.core.errors import DataError
+from ctguard.core.geometry import FloatTriple
 from ctguard.core.records import Edit, Split
+from ctguard.image.box import mask_box
 from ctguard.image.lung import lung_mask
-from ctguard.io.cases import case_path, read_cases
+from ctguard.io.cases import read_case, read_cases
 from ctguard.io.forgeries import Forgery, read_manifest
 
 
 @dataclass(frozen=True, eq=False)
 class ForgedScan:
-    """A pristine scan, the forgeries of it, and the bounding box of its lungs (first, last per axis)."""
+    """A pristine scan, the forgeries of it, and the bounding box of its lungs; of a scan without lungs, all of it."""
 
     hu: NDArray[Any]
+    spacing_zyx_mm: FloatTriple
     forgeries: tuple[Forgery, ...]
-    lung_box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    lung_box: tuple[slice, slice, slice]
 
 
 def read_slices(folder: Path, split: Split, generators: Sequence[str]) -> list[ForgedScan]:
@@ -42,13 +44,9 @@ def read_slices(folder: Path, split: Split, generators: Sequence[str]) -> list[F
         raise DataError(f"no {split} scan has a forgery by {', '.join(generators)}", where=folder)
     scans = []
     for case in progress(chosen, f"reading {split} scans", len(chosen)):
-        volume = io.read(case_path(index, case), allow_gaps=True, series_uid=case.series_uid or None)
-        lung = lung_mask(volume)
-        spans = [np.flatnonzero(lung.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-        z, y, x = (
-            (int(s[0]), int(s[-1])) if len(s) else (0, n - 1) for s, n in zip(spans, volume.hu.shape, strict=True)
-        )
-        scans.append(ForgedScan(volume.hu, tuple(by_scan[case.scan_id]), (z, y, x)))
+        volume = read_case(index, case)
+        z, y, x = mask_box(lung_mask(volume)) or (slice(0, n) for n in volume.hu.shape)
+        scans.append(ForgedScan(volume.hu, volume.geometry.spacing_zyx_mm, tuple(by_scan[case.scan_id]), (z, y, x)))
     return scans
 
 
@@ -89,7 +87,7 @@ class SliceBatches:
         """HU, mask and ignore (outside of the scan) of one patch. kind 0, 1: forged; 2: same place; 3: any lung."""
         edit = forgery.edit
         if kind == 3:
-            z, y, x = (int(rng.integers(low, high + 1)) for low, high in scan.lung_box)
+            z, y, x = (int(rng.integers(side.start, side.stop)) for side in scan.lung_box)
         else:
             z = _edited_slice(edit, rng)
             reach = self.patch // 4

@@ -6,6 +6,7 @@ never learns which generator made a forgery, and reads nothing but voxels.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -18,6 +19,9 @@ from ctguard.core.errors import RecipeError
 Batch = dict[str, Tensor]
 """A training batch: "x" HU float32 (b, 1, ...), "mask" 0/1 (b, 1, ...), "label" 0/1 (b), and "ignore" 0/1
 (b, 1, ...) where some voxels count neither way (changed voxels beyond the nominal cube, for one)."""
+
+FORGED_PRIOR = 0.02
+"""Share of forged pixels that an untrained network expects (Lin et al., ICCV 2017, section 3.3)."""
 
 
 class Detector(nn.Module, ABC):
@@ -55,3 +59,14 @@ class Detector(nn.Module, ABC):
             raise RecipeError("no learning rate", where="recipe", remedy="set lr, for example lr = 1e-3")
         decay = float(settings.get("weight_decay", 1e-4))
         return {self.turns[0]: torch.optim.AdamW(self.parameters(), lr=float(settings["lr"]), weight_decay=decay)}
+
+
+def expect_prior(head: nn.Conv2d | nn.Conv3d) -> None:
+    """Sets the bias of a map's last convolution, so that an untrained network expects FORGED_PRIOR of forged pixels.
+
+    head: with one output, the logit of forged, or two, of pristine and of forged.
+    """
+    logit = math.log(FORGED_PRIOR / (1 - FORGED_PRIOR))
+    assert head.bias is not None
+    with torch.no_grad():
+        head.bias.copy_(torch.tensor([logit] if head.out_channels == 1 else [-logit / 2, logit / 2]))

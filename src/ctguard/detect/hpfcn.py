@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -10,15 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ctguard.core.errors import RecipeError
-from ctguard.detect.detector import Batch, Detector
+from ctguard.detect.detector import Batch, Detector, expect_prior
 from ctguard.detect.losses import counted_pixels, maximum_score, maximum_score_loss
 
 PUBLISHED_WIDTH = 32
 BLOCKS = 4
 MULTIPLE = 2**BLOCKS
 EXPANSION = 4
-FORGED_PRIOR = 0.02
-"""Share of forged pixels that an untrained network expects (Lin et al., ICCV 2017, section 3.3)."""
 FIRST_DIFFERENCES = (
     ((0, 0, 0), (0, -1, 0), (0, 1, 0)),
     ((0, 0, 0), (0, -1, 1), (0, 0, 0)),
@@ -114,7 +111,7 @@ class HPFCN(Detector):
             if isinstance(module, nn.ConvTranspose2d):
                 module.weight.data.copy_(bilinear_kernels(module.in_channels, module.out_channels))
         self.filters.weight.data.copy_(torch.tensor(FIRST_DIFFERENCES, dtype=torch.float32)[:, None])
-        nn.init.constant_(self.head.bias, math.log(FORGED_PRIOR / (1 - FORGED_PRIOR)))  # type: ignore[arg-type]
+        expect_prior(self.head)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """HU (b, 1, y, x), any size, to the score's logit (b) and the map's logit (b, 1, y, x).

@@ -14,16 +14,17 @@ from ctguard.core.geometry import Geometry
 from ctguard.core.records import Region, Verdict
 from ctguard.core.volume import Volume
 from ctguard.detect.detector import Detector
-from ctguard.detect.regions import find_regions
+from ctguard.detect.regions import MAP_THRESHOLD as MAP_THRESHOLD
+from ctguard.detect.regions import find_regions, region_level
 from ctguard.image.lung import body_mask, lung_mask
 
-MAP_THRESHOLD = 0.5
-"""Where the map says forged (protocols: F1 and IoU at 0.5)."""
 MARGIN = 16
 """Voxels in the plane that are looked at around the body or the lungs, so that their rim is not at a padded border."""
 FAST_GAP_MM = 5.0
 """`fast` looks at slices at most this far apart: two or more of them meet the smallest forged nodule, 10 mm."""
 FAST_STEP = 3
+BLOCK, OVERLAP = 24, 4
+"""Slices of the blocks that a 3-D detector takes, and how many on each side serve as context only."""
 
 Box = tuple[slice, slice, slice]
 
@@ -39,32 +40,59 @@ def detect_volume(
     device: str = "cpu",
     batch: int = 4,
 ) -> Verdict:
-    """Judge every slice of the detector's area, lungs or body; the volume's score is the highest score of a slice.
+    """Judge the detector's area, lungs or body, by slices or by overlapping blocks; the highest score is the volume's.
 
     name, model_id, threshold: as in the detector's card; the threshold is a probability, 0..1.
     fast: of thin slices, only every second or third; one that was left out takes the map of the nearest that was not.
-    batch: slices at a time. Memory beyond the volume, its mask and its map does not grow with the number of slices.
+    batch: slices at a time, for a detector of slices. Memory beyond the volume, its mask and its map does not grow with
+        the number of slices.
 
     The map (float32, 0..1) lies on the volume's own grid and is 0 where nothing was looked at. A verdict above the
     threshold lists regions: parts of the map at 0.5 (or at the threshold, where that is lower) that reach the
     threshold somewhere. A verdict below it lists none. A detector that does not localise leaves the map 0 and lists
     none.
-    Raises ModelError for a detector that does not take slices, and where its scores are not numbers.
+    Raises ModelError where the detector's scores are not numbers.
     Source: M3Dsynth, section 3 (slice by slice, maximum over slices).
     """
-    if detector.dims != 2:
-        raise ModelError(f"detector {name!r} takes {detector.dims}-D blocks", remedy="give a detector of slices")
-    box = _lung_box(volume) if detector.area == "lungs" else _body_box(volume)
     step = _fast_step(volume.geometry) if fast else 1
+    box = search_box(volume, detector)
+    score, map_ = judge_box(volume, detector, box, name=name, step=step, device=device, batch=batch)
+    regions = _regions(map_, volume.geometry, threshold) if score >= threshold and detector.localises else ()
+    return Verdict(name, model_id, score, threshold, map_, volume.geometry, regions)
+
+
+def search_box(volume: Volume, detector: Detector) -> Box:
+    """Where a detector looks: the box of its area, lungs or body, with a margin in the plane."""
+    return _lung_box(volume) if detector.area == "lungs" else _body_box(volume)
+
+
+def judge_box(
+    volume: Volume,
+    detector: Detector,
+    box: Box,
+    *,
+    name: str = "",
+    step: int = 1,
+    device: str = "cpu",
+    batch: int = 4,
+) -> tuple[float, NDArray[np.float32]]:
+    """The highest score in a box, and the map of the whole volume, 0 outside the box; as `detect_volume` says.
+
+    step: only every so-maniest slice is looked at.
+    """
     indices = list(range(box[0].start, box[0].stop, step))
-    batches = [indices[i : i + batch] for i in range(0, len(indices), batch)]
+    flat = detector.dims == 2
+    size = batch if flat else BLOCK
+    batches = [indices[i : i + size] for i in range(0, len(indices), size)]
+    judged = _judge if flat else _judge_blocks
     map_ = np.zeros(volume.hu.shape, dtype=np.float32)
     score = -np.inf
     was_training = detector.training
     # channels-last weights make the convolutions of a narrow network a third faster on a CPU
-    detector.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    layout = torch.channels_last if flat else torch.channels_last_3d
+    detector.to(device=device, memory_format=layout).eval()  # type: ignore[call-overload]
     try:
-        done = zip(batches, _judge(volume, detector, batches, box[1:], device), strict=True)
+        done = zip(batches, judged(volume, detector, batches, box[1:], device), strict=True)
         quiet = not log.isEnabledFor(20)  # logging.INFO
         for slices, (scores, maps) in progress(done, "slices", len(batches), quiet):
             if not (np.isfinite(scores).all() and np.isfinite(maps).all()):
@@ -82,8 +110,7 @@ def detect_volume(
     finally:
         detector.to(memory_format=torch.contiguous_format).train(was_training)  # type: ignore[call-overload]
     map_.flags.writeable = False
-    regions = _regions(map_, volume.geometry, threshold) if score >= threshold and detector.localises else ()
-    return Verdict(name, model_id, score, threshold, map_, volume.geometry, regions)
+    return score, map_
 
 
 def _judge(
@@ -98,9 +125,23 @@ def _judge(
         yield scores, maps
 
 
+def _judge_blocks(
+    volume: Volume, detector: Detector, blocks: list[list[int]], plane: tuple[slice, slice], device: str
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """As `_judge`, for a 3-D detector: each block sees a few slices more on either side, whose map is dropped."""
+    for number, slices in enumerate(blocks):
+        before = blocks[number - 1][-OVERLAP:] if number else []
+        after = blocks[number + 1][:OVERLAP] if number + 1 < len(blocks) else []
+        block = volume.hu[[*before, *slices, *after]][:, plane[0], plane[1]].astype(np.float32)
+        with torch.inference_mode():
+            score, logit = detector(torch.from_numpy(block)[None, None].to(device))
+            scores, maps = score.sigmoid().cpu().numpy(), logit[0, 0].sigmoid().cpu().numpy()
+        yield scores, maps[len(before) : len(before) + len(slices)]
+
+
 def _regions(map_: NDArray[np.float32], geometry: Geometry, threshold: float) -> tuple[Region, ...]:
     """The regions that carry a verdict; the strongest one, however small or faint, where none is plain."""
-    low = max(min(MAP_THRESHOLD, threshold), 1e-6)
+    low = region_level(threshold)
     plain = find_regions(map_, geometry, low, peak=threshold)
     return plain or find_regions(map_, geometry, low, peak=float(map_.max()), min_mm3=0.0)[:1]
 

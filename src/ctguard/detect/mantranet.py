@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ctguard.core.errors import RecipeError
-from ctguard.detect.detector import Batch, Detector
+from ctguard.detect.bayar import bayar_kernels
+from ctguard.detect.detector import Batch, Detector, expect_prior
 from ctguard.detect.losses import counted_pixels, dice_loss, maximum_score, maximum_score_loss, pixel_loss
 
 FREE, FIXED, BAYAR = 4, 9, 3
@@ -19,8 +20,6 @@ WINDOWS = (31, 15, 7)
 """Sides, in pixels, of the windows of local Z-scores, far to near (section 4.3)."""
 MULTIPLES = (1, 2, 2, 4, 4, 4, 8, 8, 8, 8, 8, 8)
 """Channels of the twelve 3x3 convolutions, in widths (32 in the paper: 32, 64, 64, 128 x 3, 256 x 6)."""
-FORGED_PRIOR = 0.02
-"""Share of forged pixels that an untrained network expects (Lin et al., ICCV 2017, section 3.3)."""
 
 
 class ManTraNet(Detector):
@@ -64,7 +63,7 @@ class ManTraNet(Detector):
         self.memory = ConvLSTM(2 * width, hidden)
         self.head = nn.Conv2d(hidden, 1, 7, padding=3, padding_mode="replicate")
         nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.constant_(self.head.bias, math.log(FORGED_PRIOR / (1 - FORGED_PRIOR)))  # type: ignore[arg-type]
+        expect_prior(self.head)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """HU (b, 1, y, x), any size, to the score's logit (b), the smoothed map's maximum, and the map's logit."""
@@ -175,19 +174,6 @@ def window_mean(x: Tensor, side: int) -> Tensor:
     half = side // 2
     rows = F.avg_pool2d(x, (side, 1), stride=1, padding=(half, 0), count_include_pad=False)
     return F.avg_pool2d(rows, (1, side), stride=1, padding=(0, half), count_include_pad=False)
-
-
-def bayar_kernels(raw: Tensor) -> Tensor:
-    """Kernels whose centre is -1 and whose other weights sum to 1 (Bayar and Stamm, IH&MMSec 2016).
-
-    raw: (n, 1, k, k). The nearest such kernel, and not the division by the sum of the paper, which has a pole at 0;
-    computed from `raw` at each use, so that no step of an optimiser and no rounding breaks it.
-    """
-    side = raw.shape[-1]
-    other = torch.ones_like(raw[:1])
-    other[..., side // 2, side // 2] = 0
-    excess = (raw * other).sum(dim=(2, 3), keepdim=True) - 1
-    return (raw - excess / (side * side - 1)) * other - (1 - other)
 
 
 def srm_kernels() -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ctguard.core.errors import RecipeError
+from ctguard.detect.bayar import bayar_kernels
 from ctguard.detect.detector import Batch, Detector
 from ctguard.detect.losses import counted_pixels, maximum_score_loss
 
@@ -26,11 +27,7 @@ SOBEL = ((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0))
 
 
 class BayarConv(nn.Module):
-    """Learnable high-pass filters: -1 in the centre, and the others sum to 1 (Bayar and Stamm, IH&MMSec 2016).
-
-    The paper divides by the sum after every step, which has a pole; here the free weights are projected onto those of
-    sum 1 whenever they are used, so that the constraint holds at all times and gradients know of it.
-    """
+    """Learnable high-pass filters, `bayar_kernels`: -1 in the centre, which is not stored, and the others sum to 1."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -40,10 +37,9 @@ class BayarConv(nn.Module):
     def weight(self) -> Tensor:
         """The filters (outputs, inputs, 5, 5), float32."""
         count = self.free.shape[-1]
-        others = self.free + (1 - self.free.sum(dim=-1, keepdim=True)) / count
-        centre = -torch.ones_like(others[..., :1])
-        whole = torch.cat((others[..., : count // 2], centre, others[..., count // 2 :]), dim=-1)
-        return whole.reshape(*others.shape[:2], BAYAR_SIDE, BAYAR_SIDE)
+        centre = torch.zeros_like(self.free[..., :1])
+        whole = torch.cat((self.free[..., : count // 2], centre, self.free[..., count // 2 :]), dim=-1)
+        return bayar_kernels(whole.reshape(*whole.shape[:2], BAYAR_SIDE, BAYAR_SIDE))
 
     def forward(self, x: Tensor) -> Tensor:
         """Borders are repeated: zeros outside would be an edge around the slice."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ctguard.core.errors import RecipeError
-from ctguard.detect.detector import Batch, Detector
+from ctguard.detect.detector import Batch, Detector, expect_prior
 from ctguard.detect.losses import counted_pixels, dice_loss, pixel_loss
 from ctguard.detect.residual import CTResidual
 from ctguard.detect.trufor_encoder import Decoder, Encoder
@@ -23,8 +23,6 @@ CELL = 4
 PIXEL_WEIGHTS = (0.5, 2.5)
 DICE_SHARE = 0.7
 SCORE_WEIGHT = 0.5
-FORGED_PRIOR = 0.02
-"""Share of forged pixels that an untrained network expects (Lin et al., ICCV 2017, section 3.3)."""
 LEFT_OUT = -30.0
 """Logarithm of the weight of a pixel that does not count; finite, so that an image with none that counts has a mean."""
 
@@ -84,9 +82,7 @@ class TruFor(Detector):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.anomaly.predict.weight, std=0.01)
-        half = math.log(FORGED_PRIOR / (1 - FORGED_PRIOR)) / 2
-        with torch.no_grad():
-            self.anomaly.predict.bias.copy_(torch.tensor([-half, half]))  # type: ignore[union-attr]
+        expect_prior(self.anomaly.predict)
 
     def train(self, mode: bool = True) -> Self:
         """As any module's, but the extractor stays frozen, statistics included."""

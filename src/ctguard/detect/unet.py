@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -10,12 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ctguard.core.errors import RecipeError
-from ctguard.detect.detector import Batch, Detector
+from ctguard.detect.detector import Batch, Detector, expect_prior
+from ctguard.detect.losses import counted_pixels, dice_loss, maximum_score, maximum_score_loss, pixel_loss
 
 LEVELS = 4
 MULTIPLE = 2**LEVELS
-FORGED_PRIOR = 0.02
-"""Share of forged pixels that an untrained network expects (Lin et al., ICCV 2017, section 3.3)."""
 
 
 def _double_conv(inputs: int, outputs: int) -> nn.Sequential:
@@ -74,7 +72,7 @@ class UNet2d(Detector):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.constant_(self.head.bias, math.log(FORGED_PRIOR / (1 - FORGED_PRIOR)))  # type: ignore[arg-type]
+        expect_prior(self.head)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """HU (b, 1, y, x), any size, to the score's logit (b) and the map's logit (b, 1, y, x).
@@ -102,34 +100,20 @@ class UNet2d(Detector):
 
     def score_logit(self, map_logit: Tensor, ignore: Tensor | None = None) -> Tensor:
         """The maximum (b) of the smoothed map, over the pixels that are not ignored."""
-        mean = F.avg_pool2d(map_logit, self.smooth, stride=1, padding=self.smooth // 2, count_include_pad=False)
-        if ignore is not None:
-            mean = mean.masked_fill(ignore > 0, -math.inf)
-        return mean.flatten(1).amax(dim=1)
+        return maximum_score(map_logit, self.smooth, ignore)
 
     def step(self, batch: Batch, turn: str) -> dict[str, Tensor]:
-        """Cross-entropy and Dice (Milletari et al., 3DV 2016) of the map, and cross-entropy of the slice's score.
+        """Cross-entropy and Dice of the map, and cross-entropy of the slice's score; ignored pixels count in none.
 
-        Ignored pixels count in none of them; Dice is taken over the whole batch, for most patches hold no forged
-        pixel. Raises RecipeError for a turn that the U-Net does not have.
+        Raises RecipeError for a turn that the U-Net does not have.
         """
         if turn not in self.turns:
             raise RecipeError(f"the U-Net has no turn {turn!r}", remedy=f"use one of {self.turns}")
-        logit, mask, ignore = self.map_logit(batch["x"]), batch["mask"].float(), batch.get("ignore")
-        counted = torch.ones_like(mask) if ignore is None else (ignore <= 0).float()
-        pixel = F.binary_cross_entropy_with_logits(logit, mask, reduction="none")
-        bce = (pixel * counted).sum() / counted.sum().clamp(min=1)
-        forged, truth = logit.sigmoid() * counted, mask * counted
-        dice = 1 - (2 * (forged * truth).sum() + 1) / (forged.sum() + truth.sum() + 1)
-        score = self._score_loss(logit, batch["label"].float(), counted)
+        logit, mask = self.map_logit(batch["x"]), batch["mask"].float()
+        counted = counted_pixels(mask, batch.get("ignore"))
+        bce, dice = pixel_loss(logit, mask, counted), dice_loss(logit, mask, counted)
+        score = maximum_score_loss(logit, self.smooth, batch["label"].float(), counted)
         return {"loss": bce + dice + self.score_weight * score, "bce": bce, "dice": dice, "score": score}
-
-    def _score_loss(self, logit: Tensor, label: Tensor, counted: Tensor) -> Tensor:
-        seen = counted.flatten(1).amax(dim=1) > 0
-        if not bool(seen.any()):
-            return logit.sum() * 0.0
-        score = self.score_logit(logit[seen], 1 - counted[seen])
-        return F.binary_cross_entropy_with_logits(score, label[seen])
 
 
 def _pad_to_multiple(x: Tensor) -> tuple[Tensor, int, int]:

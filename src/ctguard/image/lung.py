@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from ctguard.core.geometry import FloatTriple, IntTriple, as_float_triple
 from ctguard.core.volume import Volume
+from ctguard.image.box import mask_box
 
 AIR_FLOOR_HU = -1024
 """Below this no CT number means anything: scanners write -2000 and less outside the field of view."""
@@ -159,7 +160,8 @@ def _coarse_lung(coarse: _Coarse, trunk: Mask) -> Mask:
         keep[label] = not _is_gas(coarse.hu[box][part], pixel_mm2) and _is_enclosed(labels, label, box, near_trunk)
     lung = _large(keep[labels], 0.1 if labels.shape[0] > 1 else 0.05)
     lung &= ~_strips_at_border(lung, coarse)
-    return _close(lung, coarse) if lung.any() else lung
+    box = mask_box(lung)
+    return lung if box is None else _close(lung, box, coarse)
 
 
 def _is_gas(hu: Floats, pixel_mm2: float) -> bool:
@@ -203,13 +205,10 @@ def _strips_at_border(lung: Mask, coarse: _Coarse) -> Mask:
     return found
 
 
-def _close(lung: Mask, coarse: _Coarse) -> Mask:
+def _close(lung: Mask, lung_box: tuple[slice, slice, slice], coarse: _Coarse) -> Mask:
     """Closing by a box, then small holes of each slice: vessels, nodules and bronchial walls join the lung."""
     reach = [int(_CLOSING_MM // mm) for mm in coarse.spacing_zyx_mm]
-    box = tuple(
-        slice(max(0, s.start - r), s.stop + r)
-        for s, r in zip(ndimage.find_objects(lung.astype(np.uint8))[0], reach, strict=True)
-    )
+    box = tuple(slice(max(0, s.start - r), s.stop + r) for s, r in zip(lung_box, reach, strict=True))
     # edge values beyond the border: lung that leaves the field of view is not eroded there
     block = np.pad(lung[box], [(r, r) for r in reach], mode="edge")
     side = [2 * r + 1 for r in reach]

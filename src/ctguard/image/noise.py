@@ -16,6 +16,7 @@ from scipy import ndimage
 from ctguard.core.errors import GeometryError
 from ctguard.core.geometry import FloatTriple, IntTriple
 from ctguard.core.volume import Volume
+from ctguard.image.box import mask_box
 from ctguard.image.lung import AIR_FLOOR_HU, parenchyma_mask, soft_tissue_mask
 
 Floats = NDArray[np.float32]
@@ -112,7 +113,9 @@ def local_noise_sd(volume: Volume, mask: Mask, block_mm: float = 10.0) -> NoiseS
     """
     if mask.shape != volume.hu.shape:
         raise GeometryError(f"a mask of shape {mask.shape} does not fit a volume of shape {volume.hu.shape}")
-    box = _bounding_box(mask)
+    box = mask_box(mask)
+    if box is None:
+        raise GeometryError("the mask is empty", remedy="this volume may show no lung or no body")
     residual = median_residual(volume.hu[_wider(box)])[_inner(box)]
     _, dy, dx = volume.geometry.spacing_zyx_mm
     sides = (max(2, round(block_mm / dy)), max(2, round(block_mm / dx)))
@@ -280,18 +283,6 @@ def _without_plane(patches: NDArray[np.float64]) -> NDArray[np.float64]:
     basis /= np.linalg.norm(basis, axis=1, keepdims=True)
     flat = patches.reshape(len(patches), -1)
     return (flat - (flat @ basis.T) @ basis).reshape(patches.shape)
-
-
-def _bounding_box(mask: Mask) -> tuple[slice, slice, slice]:
-    if not mask.any():
-        raise GeometryError("the mask is empty", remedy="this volume may show no lung or no body")
-    lines = (
-        np.flatnonzero(mask.any(axis=(1, 2))),
-        np.flatnonzero(mask.any(axis=(0, 2))),
-        np.flatnonzero(mask.any(axis=(0, 1))),
-    )
-    z, y, x = (slice(int(line[0]), int(line[-1]) + 1) for line in lines)
-    return z, y, x
 
 
 def _wider(box: tuple[slice, slice, slice]) -> tuple[slice, ...]:

@@ -11,6 +11,8 @@ from typing import cast, get_args
 from ctguard.core.errors import DataError
 from ctguard.core.geometry import as_float_triple
 from ctguard.core.records import Case, Finding, Split
+from ctguard.core.volume import Volume
+from ctguard.io import read
 from ctguard.io.atomic import atomic_files
 
 COLUMNS = ("scan_id", "patient", "path", "collection", "series_uid", "split", "findings")
@@ -64,6 +66,14 @@ def write_cases(cases: Iterable[Case], path: str | Path) -> None:
 def case_path(index_path: str | Path, case: Case) -> Path:
     """Where a case's scan lies: its path taken from the folder of the index file."""
     return Path(index_path).parent / case.path
+
+
+def read_case(index_path: str | Path, case: Case, *, allow_gaps: bool = True) -> Volume:
+    """A case's scan: of a folder with several DICOM series, the one that the index names.
+
+    allow_gaps: fill missing slices by interpolation instead of refusing. Raises ReadError as `io.read` does.
+    """
+    return read(case_path(index_path, case), allow_gaps=allow_gaps, series_uid=case.series_uid or None)
 
 
 def check_cases(cases: Iterable[Case], where: str) -> None:

@@ -48,7 +48,7 @@ def write_dicom(volume: Volume, out: Path) -> list[Path]:
     if not np.isfinite(volume.hu).all():
         raise WriteError("the volume holds values that are no numbers", where=out, remedy="repair the step before")
     rules = rules_for(volume)
-    slices = _derived(volume, rules) if _has_source(volume, warn=True) else _from_scratch(volume, rules)
+    slices = _derived(volume, rules) if has_source(volume, warn=True) else _from_scratch(volume, rules)
     with _staged(out) as stage:
         names = []
         for z, ds in enumerate(slices):
@@ -65,15 +65,15 @@ def stored_range_hu(volume: Volume) -> tuple[float, float] | None:
     files are gone, or its grid is another: a series from scratch finds its own range.
     Raises ReadError where a source file is damaged, WriteError where it has changed since the volume was read.
     """
-    if not _has_source(volume):
+    if not has_source(volume):
         return None
     ends = []
-    for original, item, _ in _source_slices(volume, pixels=False):
+    for original, item, _ in source_slices(volume, pixels=False):
         ends.append(sorted(value * item.slope + item.intercept for value in _stored_ends(original, item.file)))
     return max(low for low, _ in ends), min(high for _, high in ends)
 
 
-def _has_source(volume: Volume, warn: bool = False) -> bool:
+def has_source(volume: Volume, warn: bool = False) -> bool:
     """Whether the volume can be pasted into the files that it was read from."""
     source, grid = volume.provenance.source, volume.geometry
     if source.format != "dicom":
@@ -111,7 +111,7 @@ def _on_plane(slices: list[Slice], grid: Geometry, z: int) -> Slice | None:
     return None
 
 
-def _source_slices(volume: Volume, pixels: bool) -> Iterator[tuple[FileDataset, Slice, bool]]:
+def source_slices(volume: Volume, pixels: bool) -> Iterator[tuple[FileDataset, Slice, bool]]:
     """For each plane the source's dataset and slice, and whether the plane has no file of its own (interpolated)."""
     source = volume.provenance.source
     name, original, slices, item = "", FileDataset("", {}), list[Slice](), None
@@ -131,7 +131,7 @@ def _source_slices(volume: Volume, pixels: bool) -> Iterator[tuple[FileDataset, 
 
 def _derived(volume: Volume, rules: Rules) -> Iterator[Dataset]:
     """The source's slices with the edits pasted in."""
-    for z, (original, item, interpolated) in enumerate(_source_slices(volume, pixels=True)):
+    for z, (original, item, interpolated) in enumerate(source_slices(volume, pixels=True)):
         multiframe = "PerFrameFunctionalGroupsSequence" in original
         ds = inherited(original, whole=not (rules.forged or multiframe))
         if multiframe:

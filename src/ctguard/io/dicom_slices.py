@@ -16,6 +16,7 @@ from pydicom.uid import (
     CTImageStorage,
     EnhancedCTImageStorage,
     LegacyConvertedEnhancedCTImageStorage,
+    ParametricMapStorage,
     SecondaryCaptureImageStorage,
 )
 
@@ -38,6 +39,7 @@ from ctguard.io.dicom_values import (
 )
 
 _MULTIFRAME = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+_NO_SLICES = (SecondaryCaptureImageStorage, ParametricMapStorage)
 _COMPANIONS = frozenset({"SR", "PR", "KO", "SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "REG", "DOC", "PLAN"})
 
 
@@ -117,7 +119,7 @@ def slices_of(ds: FileDataset, file: str, pixels: bool = True) -> list[Slice] | 
 def _slices_of(ds: FileDataset, file: str, pixels: bool) -> list[Slice] | Aside:
     modality = str(value_of(ds, "Modality") or "")
     sop_class = value_of(ds, "SOPClassUID") or ds.file_meta.get("MediaStorageSOPClassUID")
-    if modality in _COMPANIONS or sop_class == SecondaryCaptureImageStorage or "DirectoryRecordSequence" in ds:
+    if modality in _COMPANIONS or sop_class in _NO_SLICES or "DirectoryRecordSequence" in ds:
         return Aside(file, modality or "DICOMDIR")
     if not modality and "Rows" not in ds and "SeriesInstanceUID" not in ds:
         raise ReadError("ends before its image begins: the file is truncated", where=file, remedy=REWRITE)

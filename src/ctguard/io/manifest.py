@@ -26,7 +26,7 @@ from ctguard.core.errors import ReadError
 from ctguard.core.provenance import Json
 from ctguard.io.atomic import atomic_files
 
-_PACKAGES = ("torch", "numpy", "scipy", "pydicom")
+_PACKAGES = ("torch", "numpy", "scipy", "pydicom", "highdicom")
 _CHUNK = 1 << 20
 
 

@@ -28,6 +28,7 @@ from ctguard.phantom.patients import draw_patient
 COLLECTION = "planted"
 BLOCK_MM = 64.0
 _LUNG_HU = (-950.0, -600.0)
+_WALL_MM = (2.0, 9.0)
 _SUB_MM = 1.0
 _PROBE_HU = 1000.0
 
@@ -88,20 +89,38 @@ def _painted(
     return emitted, np.clip((probed - emitted) / _PROBE_HU, 0, 1)
 
 
+def _plant_sites(volume: Volume, at_wall: bool) -> np.ndarray:
+    """Voxels (n, 3) of aerated lung where a nodule may stand: away from the edge of the lung, or 2-9 mm from it."""
+    lung = lung_mask(volume)
+    if at_wall:
+        depth_mm = ndimage.distance_transform_edt(lung, sampling=volume.geometry.spacing_zyx_mm)
+        allowed = (depth_mm >= _WALL_MM[0]) & (depth_mm <= _WALL_MM[1])
+    else:
+        allowed = ndimage.binary_erosion(lung, iterations=4)
+    ends = max(1, len(allowed) // 8)
+    allowed[:ends] = allowed[-ends:] = False
+    return np.argwhere(allowed & (volume.hu > _LUNG_HU[0]) & (volume.hu < _LUNG_HU[1]))
+
+
 def write_planted(
-    scan: Path, out: Path, count: int, *, first_seed: int = 0, min_mm: float = 8.0, split: Split = "train"
+    scan: Path,
+    out: Path,
+    count: int,
+    *,
+    first_seed: int = 0,
+    min_mm: float = 8.0,
+    at_wall: bool = False,
+    split: Split = "train",
 ) -> Path:
     """Write `count` planted blocks of a scan, each with one nodule of `min_mm` or more, and their index.csv.
 
-    Beside each block lies the same block without the nodule (`io.cases.twin_path`).
-
-    Nodules come from phantom patients first_seed, first_seed + 1, … Raises GeometryError where no lung is found.
+    Beside each block lies the same block without the nodule (`io.cases.twin_path`). Nodules come from phantom patients
+    first_seed, first_seed + 1, … at_wall: at the edge of the lung, so that they lean on the chest wall, a fissure's
+    end or the mediastinum; by default they keep away from it. Raises GeometryError where no lung is found.
     """
     volume = io.read(scan)
     rng = np.random.default_rng([first_seed, count])
-    deep = ndimage.binary_erosion(lung_mask(volume), iterations=4)
-    deep[: len(deep) // 8] = deep[-(len(deep) // 8) :] = False
-    sites = np.argwhere(deep & (volume.hu > _LUNG_HU[0]) & (volume.hu < _LUNG_HU[1]))
+    sites = _plant_sites(volume, at_wall)
     if len(sites) == 0:
         raise GeometryError("no lung was found to plant in", where=scan, remedy="give a chest CT")
     patient_id = volume.provenance.source.patient_id or scan.stem

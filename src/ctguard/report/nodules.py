@@ -10,29 +10,27 @@ from matplotlib.patches import Rectangle
 
 from ctguard.cad.score import Nodule, Reading
 from ctguard.core.volume import Volume
-from ctguard.report.figures import (
-    _ACCENT,
-    _INK,
-    _MUTED,
-    LUNG_WINDOW_HU,
-    _burn,
-    _draw,
-    _figure,
-    _frame,
-    _letters,
-    _Panel,
-    _png,
-    _scale_bar,
-    _slice_number,
-    _stamp,
-    _text,
-)
+from ctguard.report.figures import LUNG_WINDOW_HU, Panel, draw_panel
 from ctguard.report.html import Grid, Paragraph, Picture, Section, scan_sections
 from ctguard.report.planes import PLANES, Field, View
+from ctguard.report.style import (
+    ACCENT,
+    BENIGN,
+    INK,
+    MALIGNANT,
+    MUTED,
+    add_letters,
+    add_scale_bar,
+    add_stamp,
+    add_text,
+    as_png,
+    clear_axes,
+    new_figure,
+    stamp_of,
+)
 
 SHOWN = 5
 NODULE_FIELD_MM = 50.0
-_BENIGN, _MALIGNANT = "#2a7f9e", "#b3362b"
 
 
 def nodules_figure(volume: Volume, nodules: Sequence[Nodule], threshold: float) -> bytes:
@@ -41,26 +39,26 @@ def nodules_figure(volume: Volume, nodules: Sequence[Nodule], threshold: float) 
     Raises GeometryError where a nodule lies outside the scan.
     """
     view, shown = View.of(volume.geometry), nodules[:SHOWN]
-    figure = _figure(len(shown), 4)
+    figure = new_figure(len(shown), 4)
     for row, nodule in enumerate(shown):
         panels = [figure.add_subplot(len(shown), 4, 4 * row + column + 1) for column in range(4)]
         _slice(panels[0], volume, view, nodule)
         for axes, plane in zip(panels[1:3], PLANES, strict=False):
             field = Field(view, nodule.center_zyx, NODULE_FIELD_MM)
-            _draw(axes, _Panel("", volume.hu, LUNG_WINDOW_HU, _stamp(volume)), field, plane)
-            _scale_bar(axes, 10)
+            draw_panel(axes, Panel("", volume.hu, LUNG_WINDOW_HU, stamp_of(volume)), field, plane)
+            add_scale_bar(axes, 10)
             if row == 0:
-                axes.set_title(plane.name, fontsize=10, color=_INK, pad=5)
+                axes.set_title(plane.name, fontsize=10, color=INK, pad=5)
         _gauge(panels[3], nodule, threshold)
-        panels[0].set_ylabel(f"nodule {row + 1}" if len(nodules) > 1 else "nodule", fontsize=10, color=_INK)
+        panels[0].set_ylabel(f"nodule {row + 1}" if len(nodules) > 1 else "nodule", fontsize=10, color=INK)
         if row == 0:
-            panels[0].set_title("scan", fontsize=10, color=_INK, pad=5)
-            panels[3].set_title("malignancy score", fontsize=10, color=_INK, pad=5)
-    return _png(figure)
+            panels[0].set_title("scan", fontsize=10, color=INK, pad=5)
+            panels[3].set_title("malignancy score", fontsize=10, color=INK, pad=5)
+    return as_png(figure)
 
 
 def _slice(axes: Any, volume: Volume, view: View, nodule: Nodule) -> None:
-    _frame(axes)
+    clear_axes(axes)
     center = view.index(nodule.center_zyx)
     k = int(np.clip(round(float(center[0])), 0, view.shape[0] - 1))
     image = view.array(volume.hu)[k]
@@ -68,33 +66,33 @@ def _slice(axes: Any, volume: Volume, view: View, nodule: Nodule) -> None:
     low, high = LUNG_WINDOW_HU
     axes.imshow(image, cmap="gray", vmin=low, vmax=high, extent=(0.0, wide, tall, 0.0), interpolation="bilinear")
     top, left = (center[1:] + 0.5) * view.spacing_mm[1:] - NODULE_FIELD_MM / 2
-    box = Rectangle((left, top), NODULE_FIELD_MM, NODULE_FIELD_MM, fill=False, edgecolor=_ACCENT, linewidth=1.1)
+    box = Rectangle((left, top), NODULE_FIELD_MM, NODULE_FIELD_MM, fill=False, edgecolor=ACCENT, linewidth=1.1)
     axes.add_patch(box)
     axes.set_xlim(0, wide)
     axes.set_ylim(tall, 0)
-    _letters(axes, PLANES[0].edges)
-    _burn(axes, _stamp(volume))
-    _scale_bar(axes, 50)
-    _text(axes, 0.97, 0.03, _slice_number(view, k), ha="right", va="bottom", size=7)
+    add_letters(axes, PLANES[0].edges)
+    add_stamp(axes, stamp_of(volume))
+    add_scale_bar(axes, 50)
+    add_text(axes, 0.97, 0.03, view.slice_number(k), ha="right", va="bottom", size=7)
 
 
 def _gauge(axes: Any, nodule: Nodule, threshold: float) -> None:
     """The score as a bar from 0 to 1, with the threshold."""
-    _frame(axes)
+    clear_axes(axes)
     axes.set_facecolor("white")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     above = nodule.malignancy >= threshold
-    colour = _MALIGNANT if above else _BENIGN
+    colour = MALIGNANT if above else BENIGN
     axes.text(0.5, 0.74, f"{nodule.malignancy:.2f}", ha="center", va="center", fontsize=22, color=colour)
     axes.add_patch(Rectangle((0.1, 0.46), 0.8, 0.07, facecolor="#e6eaee", edgecolor="none"))
     axes.add_patch(Rectangle((0.1, 0.46), 0.8 * nodule.malignancy, 0.07, facecolor=colour, edgecolor="none"))
     mark = 0.1 + 0.8 * threshold
-    axes.plot([mark, mark], [0.43, 0.56], color=_INK, linewidth=1.2)
+    axes.plot([mark, mark], [0.43, 0.56], color=INK, linewidth=1.2)
     words = "at or above the threshold" if above else "below the threshold"
-    axes.text(0.5, 0.33, f"{words} {threshold:.2f}", ha="center", va="center", fontsize=7.5, color=_INK)
+    axes.text(0.5, 0.33, f"{words} {threshold:.2f}", ha="center", va="center", fontsize=7.5, color=INK)
     size = f"{nodule.diameter_mm:.0f} mm, found with {nodule.confidence:.2f}" if nodule.diameter_mm > 0 else ""
-    axes.text(0.5, 0.22, size, ha="center", va="center", fontsize=7.5, color=_MUTED)
+    axes.text(0.5, 0.22, size, ha="center", va="center", fontsize=7.5, color=MUTED)
 
 
 def reading_sections(volume: Volume, reading: Reading) -> list[Section]:

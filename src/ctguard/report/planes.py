@@ -63,6 +63,12 @@ class View:
         index = np.asarray(index_zyx, dtype=float)[list(self.order)]
         return np.where(self.flipped, np.asarray(self.shape) - 1 - index, index)
 
+    def slice_number(self, k: int) -> str:
+        """Of the k-th plane from the feet: its index along z where slices are axial, else its place in mm."""
+        if self.order[0] != 0:
+            return f"{k * self.spacing_mm[0]:.0f} mm"
+        return f"z {self.shape[0] - 1 - k if self.flipped[0] else k}"
+
 
 @dataclass(frozen=True)
 class Field:

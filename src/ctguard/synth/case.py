@@ -10,17 +10,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ctguard import io
+from ctguard import zoo
 from ctguard.cohort.public import as_public
 from ctguard.core.errors import GeometryError
 from ctguard.core.records import Case, Split
 from ctguard.core.volume import Volume
-from ctguard.io.cases import case_path
+from ctguard.io.cases import read_case
 from ctguard.io.forgeries import Forgery
 from ctguard.io.manifest import sha256_array, sha256_file
 from ctguard.synth.forge import Request, check_source, load_generator, log_forging, tamper_scan
 from ctguard.synth.layouts import Sample, write_samples
-from ctguard.synth.rule import DatasetRule, weights_file
+from ctguard.synth.rule import DatasetRule
 from ctguard.synth.sites import (
     Drawn,
     Site,
@@ -88,8 +88,7 @@ def forge_case(item: Item, *, target: Target) -> tuple[dict[str, Any], dict[str,
 
 
 def _read(index: Path, case: Case, rule: DatasetRule) -> Volume:
-    volume = io.read(case_path(index, case), allow_gaps=rule.allow_gaps, series_uid=case.series_uid or None)
-    return as_public(case, volume)
+    return as_public(case, read_case(index, case, allow_gaps=rule.allow_gaps))
 
 
 def _sites(volume: Volume, item: Item, rule: DatasetRule, seed: int) -> Drawn:
@@ -115,7 +114,7 @@ def _samples(
                 what = "nodule" if site.task == "inject" else "plain lung"
                 skipped.append(Skipped(case.scan_id, site.site_id, name, f"no other {what} to copy"))
                 continue
-            weights = None if rule.weights is None else weights_file(rule, name, site.task)
+            weights = zoo.find(name, "generator", site.task).weights_in(rule.weights)
             sampled = rule.sampler is not None and isinstance(load_generator(name, site.task, weights)[0], Sampled)
             request = Request(site.task, site.center_zyx, name, rule.mode, site.core_mm, site.seed)
             request = replace(request, sampler=rule.sampler) if sampled else request

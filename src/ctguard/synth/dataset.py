@@ -26,7 +26,7 @@ from ctguard.cohort.m3dsynth import SeriesEntry
 from ctguard.cohort.split import assign_split
 from ctguard.core.console import log
 from ctguard.core.errors import DataError, RecipeError, WriteError
-from ctguard.core.records import Case, Split
+from ctguard.core.records import Case
 from ctguard.io.atomic import atomic_files
 from ctguard.io.cases import case_path, read_cases, write_cases
 from ctguard.io.forgeries import MANIFEST, write_manifest
@@ -37,9 +37,6 @@ from ctguard.synth.layouts import TABLES, write_tables
 from ctguard.synth.rule import DatasetRule, check_rule, model_hashes
 from ctguard.synth.sites import NOT_LISTED, Site, Skipped, entry_of, tables_of
 from ctguard.synth.summary import Summary, summary_of
-
-PUBLISHED_SPLIT: Mapping[Split, float] = {"train": 0.66, "valid": 0.14, "test": 0.20}
-"""M3Dsynth's 488, 100 and 150 patients."""
 
 INDEX, SETTINGS, SUMMARY = "index.csv", "synth.json", "summary.json"
 
@@ -158,7 +155,7 @@ def with_split(cases: Sequence[Case], seed: int, tables: Path | None = None) -> 
         raise DataError(what, remedy="fill in the column split, or empty it")
     fixed = {} if tables is None else tables_of(tables).splits
     if lacking:
-        return assign_split(cases, PUBLISHED_SPLIT, seed, fixed)
+        return assign_split(cases, seed=seed, fixed=fixed)
     moved = [replace(case, split=fixed.get(case.patient, case.split)) for case in cases]
     changed = sum(before.split != after.split for before, after in zip(cases, moved, strict=True))
     if changed:

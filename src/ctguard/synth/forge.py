@@ -29,6 +29,7 @@ from ctguard.core.marks import Mark
 from ctguard.core.provenance import Step
 from ctguard.core.records import Edit, Finding, Mode, Task
 from ctguard.core.volume import Volume
+from ctguard.image.box import mask_box
 from ctguard.image.noise import local_sd_map
 from ctguard.tamper.cube import CUBE_MM, Box, exact_cube
 from ctguard.tamper.pipeline import Generator, Plan, Sampler, forge, make_plan, plan_cube
@@ -190,15 +191,13 @@ def measure_edit(volume: Volume, box: Box, forged: NDArray[Any], plan: Plan) -> 
     original = volume.hu[box.slices()]
     change = forged.astype(np.float32) - original.astype(np.float32)
     changed = change != 0
-    if not changed.any():
+    tight = mask_box(changed)
+    if tight is None:
         raise GeometryError(f"forging at {plan.center_zyx} (z, y, x) changed no voxel", remedy="choose another site")
-    spans = [np.flatnonzero(changed.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    low = np.array([span[0] for span in spans])
-    tight = tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)
     mask = ndimage.binary_fill_holes(changed)[tight]
     sd = local_sd_map(original.astype(np.float32), volume.geometry.spacing_zyx_mm)
     strong = (np.abs(change) > STRONG_SHARE * sd)[tight]
-    start = as_int_triple(np.add(box.start_zyx, low))
+    start = as_int_triple(np.add(box.start_zyx, [side.start for side in tight]))
     axes = [
         np.abs(s + np.arange(n) - c) * mm <= CUBE_MM / 2
         for s, n, c, mm in zip(start, mask.shape, plan.center_zyx, volume.geometry.spacing_zyx_mm, strict=True)

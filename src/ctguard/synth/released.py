@@ -24,7 +24,8 @@ from ctguard.core.geometry import as_float_triple, as_int_triple
 from ctguard.core.provenance import Json
 from ctguard.core.records import Case
 from ctguard.core.volume import Volume
-from ctguard.io.cases import case_path, read_cases, write_cases
+from ctguard.image.box import mask_box
+from ctguard.io.cases import case_path, read_case, read_cases, write_cases
 from ctguard.io.forgeries import Forgery, write_forgery, write_manifest
 from ctguard.io.tiff import read_label_stack, read_tiff
 from ctguard.parallel import map_cases
@@ -109,7 +110,7 @@ def _pristine(root: Path, known: m3dsynth.Tables, out: Path, originals: str | Pa
 
 def _import_series(item: _Series, *, root: Path, out: Path) -> tuple[list[str], int]:
     """Write the forgeries of one series; their names, and how many stacks are not there."""
-    pristine = io.read(case_path(out / INDEX, item.case), allow_gaps=True, series_uid=item.case.series_uid or None)
+    pristine = read_case(out / INDEX, item.case)
     offset = _offset(item.stack, pristine) if item.silent else None
     names, missing = [], 0
     for site in item.sites:
@@ -138,12 +139,11 @@ def _write(
     center = as_float_triple(m3dsynth.place(site, pristine.geometry).center_zyx)
     name = _OUR_NAMES.get(generator, generator)
     plan = make_plan(site.task, name, center, mode="m3dsynth", core_mm=None, seed=0)
-    touched = label | (forged != pristine.hu)
-    spans = [np.flatnonzero(touched.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    if not all(map(len, spans)):
+    touched = mask_box(label | (forged != pristine.hu))
+    if touched is None:
         raise DataError(f"{generator} changed nothing at {site.site_id}", where=case.scan_id, remedy="copy it again")
-    start = as_int_triple([span[0] for span in spans])
-    box = Box(start, as_int_triple([span[-1] - span[0] + 1 for span in spans]))
+    start = as_int_triple([side.start for side in touched])
+    box = Box(start, as_int_triple([side.stop - side.start for side in touched]))
     context = box.widened(_WIDER).inside(pristine.geometry.shape_zyx)
     edit = measure_edit(pristine, context, forged[context.slices()], plan)
     strong = np.zeros(box.shape_zyx, dtype=bool)

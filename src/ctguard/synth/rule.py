@@ -67,7 +67,7 @@ def model_hashes(rule: DatasetRule) -> dict[str, str]:
             if name not in zoo.names("generator"):
                 missing.append(f"{name} ({task})")
                 continue
-            path = weights_file(rule, name, task)
+            path = zoo.find(name, "generator", task).weights_in(rule.weights)
             if path is None:
                 found[f"{name} {task}"] = ""
             elif path.is_file():
@@ -80,11 +80,3 @@ def model_hashes(rule: DatasetRule) -> dict[str, str]:
             f"there are no weights for {', '.join(missing)}", where=where, remedy="train them, or leave them out"
         )
     return found
-
-
-def weights_file(rule: DatasetRule, generator: str, task: Task) -> Path | None:
-    """The weights file of a generator; None for a control."""
-    entry = zoo.find(generator, "generator", task)
-    if entry.weights_path is None:
-        return None
-    return entry.weights_path if rule.weights is None else rule.weights / entry.weights_path.name

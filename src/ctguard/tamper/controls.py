@@ -11,6 +11,8 @@ from ctguard.tamper.intensity import Equaliser
 class Identity(nn.Module):
     """The scan's own tissue, cut, resampled, equalised and pasted back: no generator at all."""
 
+    makes_tissue = False
+
     def __init__(self) -> None:
         super().__init__()
         self.equaliser = Equaliser()
@@ -22,6 +24,8 @@ class Identity(nn.Module):
 
 class CopyMove(nn.Module):
     """Tissue from elsewhere in the scan. donor_hu: its cube at 1 mm, HU (32, 32, 32)."""
+
+    makes_tissue = False
 
     def __init__(self, donor_hu: Tensor) -> None:
         super().__init__()

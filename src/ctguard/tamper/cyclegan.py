@@ -156,6 +156,7 @@ class CycleGAN(nn.Module):
     """
 
     turns = ("generators", "discriminators")
+    makes_tissue = True
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ class Diffusion(nn.Module):
     """
 
     turns = ("denoiser",)
+    makes_tissue = True
 
     def __init__(
         self,

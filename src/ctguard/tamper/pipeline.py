@@ -19,7 +19,7 @@ from ctguard.core.records import Mode, Task
 from ctguard.core.shapes import CubeNorm, VolumeHU
 from ctguard.tamper.cube import CUBE_VOXELS, Cube, core_mask, exact_cube, zoomed_cube
 from ctguard.tamper.intensity import Equaliser
-from ctguard.tamper.touchup import blend_clean, blend_ctgan, blend_m3dsynth, limit_range, match_level
+from ctguard.tamper.touchup import blend_clean, blend_ctgan, blend_m3dsynth, limit_range, match_level, remove_specks
 
 CORE_MM: dict[Mode, float] = {"clean": 16.0, "m3dsynth": 16.0, "ctgan": 20.0}
 CORE_LIMITS_MM = (16.0, 20.0)
@@ -29,9 +29,11 @@ class Generator(Protocol):
     """Fills the masked core of cubes: forward(cube_norm, mask, noise) -> cube_norm, all (b, 1, 32, 32, 32).
 
     It blanks the core itself (mask = 1), so that the controls, which need the core, go through the same chain.
+    makes_tissue: a network's own, whose errors `clean` mode mends; the tissue of controls is the scan's and stays.
     """
 
     equaliser: Equaliser
+    makes_tissue: bool
 
     def __call__(self, cube_norm: CubeNorm, mask: CubeNorm, noise: CubeNorm) -> CubeNorm:
         """Differentiable; cutting, equalising and pasting never appear here."""
@@ -169,6 +171,7 @@ def forge(hu: VolumeHU, geometry: Geometry, plan: Plan, generator: Generator) ->
     cut = cube.cut(hu)
     made = limit_range(generate_cube(cut, plan, generator))
     if plan.mode == "clean":
+        made = remove_specks(made) if generator.makes_tissue else made
         made = match_level(made, cut, core_mask(plan.core_mm).to(hu.device))
         return blend_clean(hu, cube, cube.back(made), plan.core_mm, plan.seed)
     native = cube.back(made)

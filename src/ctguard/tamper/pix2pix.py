@@ -70,6 +70,7 @@ class Pix2Pix(nn.Module):
     """
 
     turns = ("discriminator", "generator")
+    makes_tissue = True
 
     def __init__(
         self,

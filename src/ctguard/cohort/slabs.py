@@ -1,0 +1,178 @@
+"""Training slabs for 3-D detectors: forged, forged by a stand-in, and pristine, of varied depth and sharpness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from ctguard.cohort.slices import ForgedScan
+from ctguard.core.geometry import FloatTriple
+from ctguard.io.forgeries import Forgery
+
+Floats = NDArray[np.float32]
+StandIn = Callable[[Floats, Floats, FloatTriple, np.random.Generator], tuple[Floats, NDArray[np.bool_]]]
+"""(block HU, donor HU, spacing, generator) to the forged block and its changed voxels."""
+
+SHAPES = ((1, 224), (4, 160), (8, 128), (12, 112))
+"""Depth in slices and side in pixels of a batch's slabs; all hold about as many voxels."""
+_ZOOM = (0.75, 1.35)
+_TRIES = 20
+
+
+@dataclass(frozen=True)
+class SlabBatches:
+    """Batches of slabs as a function of the step; every forgery is equally likely, and so is every scan of stand-ins.
+
+    Of four slabs one shows a forgery of the data set, one a stand-in, one the same place as one of these in the
+    pristine scan, and one any place of pristine lungs. All slabs of a batch share depth and side.
+
+    stand_in: forges a block of `reach_mm` to each side of a place in lung.
+    benign: share of slabs, forged and pristine alike, that are resampled, smoothed or made noisier as a whole, so that
+        none of these is a trace by itself. Flips and right-angle turns in the plane augment.
+    """
+
+    scans: Sequence[ForgedScan]
+    batch: int
+    seed: int
+    stand_in: StandIn
+    reach_mm: float
+    shapes: Sequence[tuple[int, int]] = SHAPES
+    benign: float = 0.4
+    augment: bool = True
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """x HU, mask, ignore: float32 (batch, 1, depth, side, side); label: float32 (batch)."""
+        rng = np.random.default_rng([self.seed, step])
+        depth, side = self.shapes[int(rng.integers(len(self.shapes)))]
+        slabs = [self._slab(number % 4, depth, side, rng) for number in range(self.batch)]
+        x, mask, ignore = (torch.stack(part)[:, None] for part in zip(*slabs, strict=True))
+        label = (mask * (1 - ignore)).flatten(1).amax(dim=1)
+        return {"x": x, "mask": mask, "ignore": ignore, "label": label}
+
+    def _slab(self, kind: int, depth: int, side: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """HU, mask and ignore (depth, side, side). kind 0: forgery; 1: stand-in; 2: their place, pristine; 3: lung."""
+        forgery: Forgery | None = None
+        if kind in (0, 2) and (kind == 0 or rng.random() < 0.5):
+            scan, forgery = self._drawn(rng)
+            start = forgery.edit.box_start_zyx
+            place = np.add(start, np.asarray(forgery.edit.mask.shape) // 2)
+        else:
+            scan = self.scans[int(rng.integers(len(self.scans)))]
+            place = _lung_place(scan, rng)
+        zoom = float(rng.uniform(*_ZOOM)) if self.augment and rng.random() < self.benign else 1.0
+        crop = round(side * zoom)
+        reach = np.array([depth // 3, crop // 4, crop // 4])
+        corner = place - np.array([depth, crop, crop]) // 2 + rng.integers(-reach, reach + 1)
+        hu, mask, ignore = _cut(scan, corner, (depth, crop, crop))
+        if kind == 0 and forgery is not None:
+            _put(hu, mask, corner, forgery.edit.box_start_zyx, forgery.block, forgery.edit.mask)
+        if kind == 1:
+            self._forge(scan, place, corner, hu, mask, rng)
+        tensors = [torch.from_numpy(part) for part in (hu, mask, ignore)]
+        if crop != side:
+            tensors = [_resized(part, side, binary=number > 0) for number, part in enumerate(tensors)]
+        if self.augment and rng.random() < self.benign:
+            tensors[0] = torch.from_numpy(_benign(tensors[0].numpy(), rng))
+        return tuple(self._turned(tensors, rng))  # type: ignore[return-value]
+
+    def _drawn(self, rng: np.random.Generator) -> tuple[ForgedScan, Forgery]:
+        pairs = [(scan, forgery) for scan in self.scans for forgery in scan.forgeries]
+        return pairs[int(rng.integers(len(pairs)))]
+
+    def _forge(
+        self,
+        scan: ForgedScan,
+        place: NDArray[Any],
+        corner: NDArray[Any],
+        hu: Floats,
+        mask: Floats,
+        rng: np.random.Generator,
+    ) -> None:
+        half = np.ceil(self.reach_mm / np.asarray(scan.spacing_zyx_mm)).astype(int)
+        shape = np.minimum(2 * half + 1, scan.hu.shape)
+        start, donor_start = (
+            np.clip(center - half, 0, np.asarray(scan.hu.shape) - shape) for center in (place, _lung_place(scan, rng))
+        )
+        block, donor = (_block(scan, first, shape).astype(np.float32) for first in (start, donor_start))
+        forged, changed = self.stand_in(block, donor, scan.spacing_zyx_mm, rng)
+        _put(hu, mask, corner, start, forged, changed)
+
+    def _turned(self, tensors: list[Tensor], rng: np.random.Generator) -> list[Tensor]:
+        if not self.augment:
+            return tensors
+        turns, axes = int(rng.integers(4)), [axis for axis in range(3) if rng.random() < 0.5]
+        return [torch.rot90(part, turns, (1, 2)).flip(axes).contiguous() for part in tensors]
+
+
+def _lung_place(scan: ForgedScan, rng: np.random.Generator) -> NDArray[Any]:
+    """A voxel of aerated lung, where a few draws in the lungs' box meet one."""
+    place = np.zeros(3, int)
+    for _ in range(_TRIES):
+        place = np.array([int(rng.integers(side.start, side.stop)) for side in scan.lung_box])
+        if -1000 < scan.hu[tuple(place)] < -600:
+            break
+    return place
+
+
+def _block(scan: ForgedScan, start: NDArray[Any], shape: Sequence[int] | NDArray[Any]) -> NDArray[Any]:
+    return scan.hu[tuple(slice(int(a), int(a + n)) for a, n in zip(start, shape, strict=True))]
+
+
+def _cut(scan: ForgedScan, corner: NDArray[Any], shape: tuple[int, int, int]) -> tuple[Floats, Floats, Floats]:
+    """HU, an empty mask and what lies outside of the scan; the scan's border repeats there."""
+    index = [np.arange(c, c + n) for c, n in zip(corner, shape, strict=True)]
+    inside = [np.clip(i, 0, n - 1) for i, n in zip(index, scan.hu.shape, strict=True)]
+    hu = scan.hu[np.ix_(*inside)].astype(np.float32)
+    outside = [(i != j) for i, j in zip(index, inside, strict=True)]
+    ignore = outside[0][:, None, None] | outside[1][None, :, None] | outside[2][None, None, :]
+    return hu, np.zeros(shape, np.float32), ignore.astype(np.float32)
+
+
+def _put(
+    hu: Floats,
+    mask: Floats,
+    corner: NDArray[Any],
+    start: Sequence[int] | NDArray[Any],
+    block: NDArray[Any],
+    changed: NDArray[np.bool_],
+) -> None:
+    """Lay a forged block over a slab, both given by their first voxel in the scan."""
+    offset = np.subtract(start, corner)
+    low = np.maximum(offset, 0)
+    high = np.minimum(offset + np.asarray(block.shape), hu.shape)
+    if np.any(high <= low):
+        return
+    into = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    out = tuple(slice(int(a), int(b)) for a, b in zip(low - offset, high - offset, strict=True))
+    hu[into] = block[out]
+    mask[into] = changed[out]
+
+
+def _resized(part: Tensor, side: int, binary: bool) -> Tensor:
+    """Slices (z, y, x) brought to side x side; a mask stays one."""
+    mode = "bilinear" if binary else "bicubic"
+    sized = F.interpolate(part[:, None], size=(side, side), mode=mode, align_corners=False)[:, 0]
+    return (sized >= 0.5).float() if binary else sized.round()
+
+
+def _benign(hu: Floats, rng: np.random.Generator) -> Floats:
+    """The whole slab a little smoother, or sharper, or with more noise."""
+    kind = int(rng.integers(3))
+    if kind == 0:
+        sigma = float(rng.uniform(0.3, 0.9))
+        changed = ndimage.gaussian_filter(hu, (0, sigma, sigma))
+    elif kind == 1:
+        changed = hu + np.float32(rng.uniform(0.2, 0.8)) * (hu - ndimage.gaussian_filter(hu, (0, 0.8, 0.8)))
+    else:
+        sigma = float(rng.uniform(0.0, 0.7))
+        noise = ndimage.gaussian_filter(rng.standard_normal(hu.shape).astype(np.float32), (0, sigma, sigma))
+        changed = hu + np.float32(rng.uniform(3, 20)) * noise / max(float(noise.std()), 1e-6)
+    return np.asarray(np.rint(changed), np.float32)

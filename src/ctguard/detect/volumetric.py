@@ -1,0 +1,123 @@
+"""Ours: a 3-D detector made for CT noise. Blocks of any depth in, down to a single slice."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from ctguard.core.errors import RecipeError
+from ctguard.detect import noise_features
+from ctguard.detect.detector import Batch, Detector, expect_prior
+from ctguard.detect.losses import counted_pixels, dice_loss, maximum_score, maximum_score_loss, pixel_loss
+
+LEVELS = 3
+_TISSUES_HU = ((-1150.0, -550.0), (-700.0, 300.0))
+
+
+class _Level(nn.Module):
+    """Two convolutions in the plane and one between slices, which adds to what the slices say themselves."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(inputs, outputs, (1, 3, 3), padding=(0, 1, 1), bias=False)
+        self.second = nn.Conv3d(outputs, outputs, (1, 3, 3), padding=(0, 1, 1), bias=False)
+        self.between = nn.Conv3d(outputs, outputs, (3, 1, 1), bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm3d(outputs) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norms[0](self.first(x)))
+        x = F.relu(self.norms[1](self.second(x)))
+        # the first and the last slice stand for their missing neighbours, in a single slice for both
+        stacked = torch.cat((x[:, :, :1], x, x[:, :, -1:]), dim=2)
+        return F.relu(x + self.norms[2](self.between(stacked)))
+
+
+class Volumetric(Detector):
+    """Residuals in units of the scan's own noise, their local energies, and a small 3-D U-Net on cells of two pixels.
+
+    width: channels of the first level; 24 is the shipped size.
+    smooth: side, in pixels, of the mean that the map of each slice passes before its maximum becomes the score.
+    score_weight: weight of the cross-entropy of that score beside the map's losses.
+
+    Every input is divided by what the aerated lung of the same block has (`noise_features`), so that dose, kernel and
+    slice thickness fall out and a place is judged against its own scan. Of the HU themselves only two wide windows
+    are seen, for which tissue it is. Raises RecipeError where a parameter makes no network.
+    """
+
+    def __init__(self, width: int = 24, smooth: int = 9, score_weight: float = 0.1) -> None:
+        super().__init__()
+        if width < 1 or smooth < 1 or smooth % 2 == 0:
+            raise RecipeError(
+                f"no volumetric detector has width {width} and smooth {smooth}",
+                remedy="give a width >= 1 and an odd smooth",
+            )
+        self.dims: Literal[2, 3] = 3
+        self.window_hu = (_TISSUES_HU[0][0], _TISSUES_HU[1][1])
+        self.smooth = smooth
+        self.score_weight = score_weight
+        seen = noise_features.CHANNELS + len(_TISSUES_HU) + 1
+        self.stem = nn.Conv3d(seen, width, (1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1), bias=False)
+        self.stem_norm = nn.BatchNorm3d(width)
+        widths = [width * (level + 2) // 2 for level in range(LEVELS + 1)]
+        inputs = [width + 2 * noise_features.CHANNELS, *widths[:-2]]
+        self.down = nn.ModuleList(_Level(a, b) for a, b in zip(inputs, widths[:-1], strict=True))
+        self.bottom = _Level(widths[-2], widths[-1])
+        self.up = nn.ModuleList(
+            _Level(deep + level, level) for deep, level in zip(widths[:0:-1], widths[-2::-1], strict=True)
+        )
+        self.head = nn.Conv3d(width, 1, 1)
+        nn.init.normal_(self.head.weight, std=0.01)
+        expect_prior(self.head)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """HU (b, 1, z, y, x) of any size to the score's logit (b) and the map's logit (b, 1, z, y, x)."""
+        map_logit = self.map_logit(x)
+        return self.score_logit(map_logit), map_logit
+
+    def map_logit(self, x: Tensor) -> Tensor:
+        """HU (b, 1, z, y, x) to the logit (b, 1, z, y, x) of each voxel being forged."""
+        with torch.autocast(x.device.type, enabled=False):
+            hu = x.float().clamp(min=-1100.0)
+            weight = noise_features.aerated_weight(hu)
+            noise = noise_features.normalised(noise_features.residuals(hu), weight)
+            energy = noise_features.energies(noise, weight)
+            tissues = [(hu.clamp(low, high) - low) * (2 / (high - low)) - 1 for low, high in _TISSUES_HU]
+            pixels = torch.cat((noise, *tissues, weight), dim=1)
+        rows, columns = energy.shape[-2:]
+        if (2 * rows, 2 * columns) != tuple(x.shape[-2:]):
+            pixels = F.pad(pixels, (0, 2 * columns - x.shape[-1], 0, 2 * rows - x.shape[-2], 0, 0), mode="replicate")
+        y = torch.cat((F.relu(self.stem_norm(self.stem(pixels))), energy.to(x.dtype)), dim=1)
+        skips = []
+        for level in self.down:
+            y = level(y)
+            skips.append(y)
+            y = F.max_pool3d(y, (1, 2, 2), ceil_mode=True)
+        y = self.bottom(y)
+        for level in self.up:
+            skip = skips.pop()
+            y = F.interpolate(y, size=skip.shape[-3:], mode="nearest")
+            y = level(torch.cat((skip, y), dim=1))
+        logit: Tensor = self.head(y)
+        logit = F.interpolate(logit.float(), size=(x.shape[-3], 2 * rows, 2 * columns), mode="trilinear")
+        return logit[..., : x.shape[-2], : x.shape[-1]]
+
+    def score_logit(self, map_logit: Tensor, ignore: Tensor | None = None) -> Tensor:
+        """The maximum (b) of the map smoothed in each slice, over the voxels that are not ignored."""
+        # slices stand where a 2-D detector has its one channel: means run within each, the maximum over all
+        return maximum_score(map_logit[:, 0], self.smooth, None if ignore is None else ignore[:, 0])
+
+    def step(self, batch: Batch, turn: str) -> dict[str, Tensor]:
+        """Cross-entropy and Dice of the map, and cross-entropy of the block's score; ignored voxels count in none.
+
+        Raises RecipeError for a turn that the detector does not have.
+        """
+        if turn not in self.turns:
+            raise RecipeError(f"the volumetric detector has no turn {turn!r}", remedy=f"use one of {self.turns}")
+        logit, mask = self.map_logit(batch["x"]), batch["mask"].float()
+        counted = counted_pixels(mask, batch.get("ignore"))
+        bce, dice = pixel_loss(logit, mask, counted), dice_loss(logit, mask, counted)
+        score = maximum_score_loss(logit[:, 0], self.smooth, batch["label"].float(), counted[:, 0])
+        return {"loss": bce + dice + self.score_weight * score, "bce": bce, "dice": dice, "score": score}

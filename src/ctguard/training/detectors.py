@@ -1,0 +1,90 @@
+"""Patches and slabs for detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from ctguard.bench.detection import find_threshold, score_pristine
+from ctguard.cohort.slabs import SlabBatches
+from ctguard.cohort.slices import SliceBatches, read_slices
+from ctguard.core.errors import RecipeError
+from ctguard.io.cases import read_cases
+from ctguard.io.forgeries import read_manifest
+from ctguard.tamper.stand_ins import REACH_MM, forge_stand_in
+from ctguard.train.fit import Batch
+from ctguard.train.recipe import Recipe
+from ctguard.training.material import Material, named
+
+
+def detector_material(recipe: Recipe, data: Sequence[Path], dims: int) -> Material:
+    """Patches for a 2-D detector, slabs for a 3-D one, from one folder of forgeries.
+
+    data_settings: generators whose forgeries are taken; patch, the side of 2-D patches; valid_batches (16).
+    Raises DataError where a split is empty.
+    """
+    if len(data) != 1:
+        raise RecipeError("a detector is trained on one folder of forgeries", remedy="give --data once")
+    settings = dict(recipe.data_settings)
+    generators = tuple(settings.get("generators", ("pix2pix", "copy-move")))
+    patch = int(settings.get("patch", 128))
+    scans = {split: read_slices(data[0], split, generators) for split in ("train", "valid")}
+    batches: Callable[[int], Batch]
+    held_out: Callable[[int], Batch]
+    if dims == 2:
+        batches = SliceBatches(scans["train"], recipe.batch, recipe.seed, patch)
+        held_out = SliceBatches(scans["valid"], recipe.batch, recipe.seed + 1, patch, augment=False)
+    else:
+        batches = SlabBatches(scans["train"], recipe.batch, recipe.seed, forge_stand_in, REACH_MM)
+        held_out = replace(batches, scans=scans["valid"], seed=recipe.seed + 1, augment=False)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        return judge_detector(model, [held_out(step) for step in range(int(settings.get("valid_batches", 16)))])
+
+    against = {
+        forgery.edit.generator + "_" + forgery.edit.task: str(forgery.edit.plan.get("model_sha256", ""))
+        for scan in scans["train"]
+        for forgery in scan.forgeries
+        if forgery.edit.plan.get("model_sha256")
+    }
+    cases = read_cases(read_manifest(data[0])[0])
+    lines = [
+        f"{split}: {len(s)} scans, {sum(len(x.forgeries) for x in s)} forgeries "
+        f"({', '.join(sorted({named(case.collection) for case in cases if case.split == split}))})"
+        for split, s in scans.items()
+    ]
+    return Material(batches, validate, against, "; ".join(lines), lambda module: _calibrate(module, data[0]))
+
+
+def judge_detector(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
+    """Pixel F1 and IoU at 0.5 pooled over patches, and balanced accuracy of patch scores; "score" is F1.
+
+    Of a detector that does not localise, the accuracy is the score and all there is.
+    """
+    hit = false = missed = 0.0
+    right: dict[int, list[float]] = {0: [], 1: []}
+    for batch in batches:
+        score, logit = model(batch["x"])
+        counted = batch["ignore"] == 0
+        found, truth = (logit > 0) & counted, (batch["mask"] > 0) & counted
+        hit += float((found & truth).sum())
+        false += float((found & ~truth).sum())
+        missed += float((~found & truth).sum())
+        for value, label in zip(score, batch["label"], strict=True):
+            right[int(label)].append(float((value > 0) == (label > 0)))
+    f1 = 2 * hit / max(2 * hit + false + missed, 1)
+    accuracy = float(np.mean([np.mean(values) for values in right.values() if values]))
+    if not getattr(model, "localises", True):
+        return {"score": accuracy, "patch_accuracy": accuracy}
+    return {"score": f1, "f1": f1, "iou": hit / max(hit + false + missed, 1), "patch_accuracy": accuracy}
+
+
+def _calibrate(module: nn.Module, folder: Path) -> tuple[float, str]:
+    """The threshold of whole pristine validation scans, and how it was found."""
+    index, _ = read_manifest(folder)
+    cases = [case for case in read_cases(index) if case.split == "valid"]
+    return find_threshold(score_pristine(module, index, cases))

@@ -1,0 +1,74 @@
+"""Slabs for 3-D detectors: labels that are true, places that tell nothing, the same step the same bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ctguard.cohort.slabs import SHAPES, SlabBatches
+from ctguard.cohort.slices import ForgedScan
+from ctguard.core.records import Edit
+from ctguard.io.forgeries import Forgery
+
+MARK = 500.0
+
+
+def stand_in(
+    block: np.ndarray, donor: np.ndarray, spacing: tuple[float, float, float], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    changed = np.zeros(block.shape, bool)
+    changed[tuple(slice(n // 4, -(n // 4)) for n in block.shape)] = True
+    return np.where(changed, MARK, block).astype(np.float32), changed
+
+
+@pytest.fixture(scope="module")
+def scan() -> ForgedScan:
+    rng = np.random.default_rng(0)
+    hu = np.rint(-850 + 30 * rng.standard_normal((30, 120, 140))).astype(np.int16)
+    mask = np.ones((8, 20, 20), bool)
+    edit = Edit("inject", "pix2pix", "clean", 0, (14.0, 60.0, 60.0), (10, 50, 50), mask, mask, 0, {})
+    forgery = Forgery("one", edit, np.full(mask.shape, MARK, np.int16))
+    return ForgedScan(hu, (1.5, 0.8, 0.8), (forgery,), (slice(4, 26), slice(30, 90), slice(30, 110)))
+
+
+def batches(scan: ForgedScan, **changed: object) -> SlabBatches:
+    return SlabBatches([scan], 8, 5, stand_in, 16.0, **{"benign": 0.0, **changed})  # type: ignore[arg-type]
+
+
+def test_masks_cover_what_was_forged_and_nothing_else(scan: ForgedScan) -> None:
+    made = batches(scan)
+    for step in range(6):
+        batch = made(step)
+        assert torch.equal(batch["x"] == MARK, batch["mask"] > 0)
+        assert torch.equal(batch["label"] > 0, ((batch["mask"] > 0) & (batch["ignore"] == 0)).flatten(1).any(1))
+        assert batch["label"][2::4].sum() == 0 and batch["label"][3::4].sum() == 0
+        assert batch["label"][0::4].all()
+
+
+def test_depth_goes_down_to_a_single_slice(scan: ForgedScan) -> None:
+    made = batches(scan)
+    seen = {tuple(made(step)["x"].shape[2:4]) for step in range(24)}
+    assert seen == set(SHAPES)
+
+
+def test_what_lies_outside_of_the_scan_is_ignored(scan: ForgedScan) -> None:
+    batch = batches(scan, shapes=((12, 160),))(0)
+    outside = batch["ignore"] > 0
+    assert outside.any() and not (batch["mask"][outside] > 0).all()
+    rows = outside[:, 0].all(dim=1)  # a column outside in one row is so in all rows
+    assert rows.any()
+
+
+def test_benign_changes_reach_forged_and_pristine_slabs_alike(scan: ForgedScan) -> None:
+    plain, varied = batches(scan)(3), batches(scan, benign=1.0)(3)
+    assert plain["x"].shape == varied["x"].shape
+    assert set(torch.unique(varied["mask"]).tolist()) <= {0.0, 1.0}
+    spread = varied["x"].flatten(1).std(dim=1)
+    assert not torch.allclose(spread[3::4], plain["x"].flatten(1).std(dim=1)[3::4], rtol=0.02)
+
+
+def test_a_step_is_a_function_of_its_number(scan: ForgedScan) -> None:
+    one, two = batches(scan, benign=0.5)(11), batches(scan, benign=0.5)(11)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not torch.equal(one["x"], batches(scan, benign=0.5)(15)["x"])

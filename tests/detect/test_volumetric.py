@@ -1,0 +1,74 @@
+"""The volumetric detector judges tissue against the scan's own noise, at any depth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from ctguard.core.errors import RecipeError
+from ctguard.detect import noise_features
+from ctguard.detect.infer import BLOCK, OVERLAP, detect_volume
+from ctguard.detect.volumetric import Volumetric
+from tests.detect.scans import thorax
+
+
+def lung(sd: float, seed: int = 0, shape: tuple[int, int, int] = (6, 80, 80)) -> torch.Tensor:
+    noise = np.random.default_rng(seed).standard_normal(shape)
+    coloured = ndimage.gaussian_filter(noise, (0, 0.7, 0.7))
+    return torch.from_numpy(-850 + sd * coloured / coloured.std()).float()[None, None]
+
+
+def seen(hu: torch.Tensor) -> torch.Tensor:
+    weight = noise_features.aerated_weight(hu)
+    noise = noise_features.normalised(noise_features.residuals(hu), weight)
+    return noise_features.energies(noise, weight)
+
+
+def test_dose_falls_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same noise at twice the level gives the same features to the network."""
+    low, high = seen(lung(20)), seen(lung(40))
+    assert float((low - high).abs().mean()) < 0.05
+
+
+def test_smoothed_tissue_shows_in_the_shortest_lags_first() -> None:
+    hu = lung(30)
+    forged = hu.clone()
+    part = (..., slice(24, 56), slice(24, 56))
+    smooth = ndimage.gaussian_filter(hu[0, 0].numpy(), (0, 0.8, 0.8))
+    forged[part] = torch.from_numpy(smooth)[None, None, ...][part]
+    change = (seen(forged) - seen(hu))[0, :, :, 15:25, 15:25].mean(dim=(1, 2, 3))
+    first, long = change[0], change[8]  # first difference along x at lag 1, second difference at lag 2
+    assert first < -0.5 and first < long < 0
+
+
+def test_a_single_slice_has_no_difference_between_slices() -> None:
+    found = noise_features.residuals(lung(30)[:, :, :1])
+    assert not found[:, noise_features.IN_PLANE :].any()
+    with torch.no_grad():
+        score, map_logit = Volumetric(width=4).eval()(lung(30)[:, :, :1])
+    assert score.shape == (1,) and map_logit.shape == (1, 1, 1, 80, 80)
+
+
+def test_residuals_have_unit_gain_on_white_noise() -> None:
+    white = torch.randn(1, 1, 12, 96, 96, generator=torch.Generator().manual_seed(0))
+    spread = noise_features.residuals(white)[..., 1:-1, 3:-3, 3:-3].std(dim=(0, 2, 3, 4))
+    assert torch.allclose(spread, torch.ones(noise_features.CHANNELS), atol=0.05)
+
+
+def test_blocks_of_a_long_scan_meet_without_a_seam() -> None:
+    """With context on either side, no slice at a block's end is judged as if the scan ended there."""
+    torch.manual_seed(0)
+    detector = Volumetric(width=4).eval()
+    assert OVERLAP >= 4 and BLOCK > 2 * OVERLAP
+    volume = thorax((BLOCK + 10, 96, 112))
+    verdict = detect_volume(volume, detector, name="v", model_id="m", threshold=0.99)
+    steps = np.abs(np.diff(verdict.map, axis=0)).max(axis=(1, 2))
+    assert steps[BLOCK - 1] <= 3 * np.median(steps) + 1e-3
+
+
+@pytest.mark.parametrize("settings", [{"width": 0}, {"smooth": 4}])
+def test_settings_that_make_no_network_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(RecipeError, match="no volumetric detector"):
+        Volumetric(**settings)
