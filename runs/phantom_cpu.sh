@@ -2,10 +2,10 @@
 # The whole pipeline on one page, on synthetic patients, without a GPU and without any download:
 # patients, generators, forgeries, detector, threshold, test, a verdict, a protected scan.
 #
-#   runs/phantom_cpu.sh OUT [PATIENTS] [SIZE] [RECIPES]
+#   runs/phantom_cpu.sh OUT [PATIENTS] [SIZE] [RECIPES] [ATTACKS]
 #
-# SIZE is a phantom size, RECIPES a folder of recipes to take instead of the repository's: a test goes the whole way in
-# a minute with small ones.
+# SIZE is a phantom size, RECIPES a folder of recipes to take instead of the repository's, ATTACKS how many forgings the
+# protection works against (200): a test goes the whole way in two minutes with small ones.
 # 760 patients (160 train, 300 validation, 300 test) are the "bench" tier of the tables and take about half a day on two
 # cores; 40 show the way in about three hours and prove nothing. Every step can be killed and started again: what is
 # done is kept. Forging exists here to measure the defence: see MISUSE.md.
@@ -15,6 +15,7 @@ patients=${2:-760}
 here=$(cd "$(dirname "$0")/.." && pwd)
 size=${3:-bench}
 recipes=${4:-$here/recipes}
+attacks=${5:-200}
 export PATH="$here/.venv/bin:$PATH" OMP_NUM_THREADS=1
 mkdir -p "$out/weights"
 
@@ -47,7 +48,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ctguard import zoo
-from ctguard.bench.detection import calibrated_table, find_threshold, markdown, score_folder, score_pristine
+from ctguard.bench.calibrated import calibrated_table
+from ctguard.bench.detection import find_threshold, score_folder, score_pristine
+from ctguard.bench.table import markdown
 from ctguard.io.cases import read_cases
 from ctguard.train.checkpoint import write_card
 
@@ -81,6 +84,6 @@ rm -rf "$out/removed" "$out/removed-after-protection" "$out/protected" "$out/ver
 ctguard tamper "$scan" "$out/removed" --task remove --at-mm "$site" --weights "$remove"
 ctguard detect "$scan" --weights "$unet" --out "$out/verdict-pristine"
 ctguard detect "$out/removed/series" --weights "$unet" --out "$out/verdict-removed"
-ctguard protect "$scan" "$out/protected" --protector ascent --budget-hu 8 --against "$out/weights"
+ctguard protect "$scan" "$out/protected" --protector ascent --budget-hu 8 --steps "$attacks" --against "$out/weights"
 ctguard tamper "$out/protected/series" "$out/removed-after-protection" --task remove --at-mm "$site" --weights "$remove"
 ctguard detect "$out/protected/series" --weights "$unet" --out "$out/verdict-protected"
