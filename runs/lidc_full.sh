@@ -120,7 +120,9 @@ from pathlib import Path
 import torch
 
 from ctguard import zoo
-from ctguard.bench.detection import calibrated_table, markdown, score_folder
+from ctguard.bench.calibrated import calibrated_table
+from ctguard.bench.detection import score_folder
+from ctguard.bench.table import markdown
 
 out = Path(sys.argv[1])
 detector, card = zoo.load(zoo.find("unet", "detector"), out / "weights" / "unet.safetensors")

@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from ctguard.bench.detection import Scored, calibrated_table, find_threshold, markdown
+from ctguard.bench.calibrated import calibrated_table
+from ctguard.bench.detection import Scored, find_threshold
 from ctguard.bench.metrics import auc, bootstrap, conformal_threshold, overlap
+from ctguard.bench.table import markdown
 from ctguard.core.errors import DataError
 
 

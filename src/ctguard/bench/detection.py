@@ -1,30 +1,46 @@
-"""Whole scans, pristine and forged, through one detector (protocols.md "Calibrated protocol")."""
+"""Pristine and forged scans through detectors: one row per scan and detector, for both protocols of protocols.md."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ctguard import io
-from ctguard.bench.metrics import Interval, auc, bootstrap, conformal_threshold, overlap
+from ctguard import __version__
+from ctguard.bench.judging import NO_THRESHOLD, Judge, Scan, box_of_slab, device_of, slab_slices
+from ctguard.bench.localisation import Counts, Truth, average_precision, points_at
+from ctguard.bench.metrics import conformal_threshold
+from ctguard.bench.models import Model, load_detector
 from ctguard.core.console import progress
-from ctguard.core.geometry import Geometry
-from ctguard.core.records import Case, Table, Verdict
-from ctguard.core.volume import Volume
-from ctguard.detect.infer import MAP_THRESHOLD, detect_volume
-from ctguard.io.cases import case_path, read_cases
+from ctguard.core.errors import DataError
+from ctguard.core.records import Case, Split
+from ctguard.detect.infer import MAP_THRESHOLD
+from ctguard.io.atomic import atomic_files
+from ctguard.io.cases import read_case, read_cases
 from ctguard.io.forgeries import Forgery, read_manifest
+from ctguard.parallel import map_cases
 
 NAN = float("nan")
+PRISTINE = "pristine"
+CONTROLS = ("identity", "twin")
+"""Their tissue is the scan's own: out of every threshold and sensitivity, reported by themselves."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One scan that was judged. generator "pristine": nothing forged. pointing: the map's maximum within 16 mm."""
+    """One scan that was judged, pristine or with one forgery. NaN where nothing was measured.
+
+    generator: "pristine" where nothing is forged. Of the whole scan: score; at 0.5 of the map, f1 and iou against the
+    changed voxels, f1_cube against the nominal cube, and the voxels behind f1 (found, truth, both); precision: the
+    average precision of its voxels; pointing: the map's maximum within 16 mm; regions: called forged at the threshold.
+    slab_: the 32 slices around the site (of a pristine scan: around its first forged site, or the middle).
+    """
 
     patient: str
     generator: str
@@ -33,104 +49,247 @@ class Scored:
     f1: float = NAN
     iou: float = NAN
     pointing: float = NAN
+    f1_cube: float = NAN
+    precision: float = NAN
+    found: float = NAN
+    truth: float = NAN
+    both: float = NAN
+    regions: float = NAN
+    slab_score: float = NAN
+    slab_f1: float = NAN
+    slab_iou: float = NAN
+    scan_id: str = ""
+    center_zyx: tuple[float, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is kept between runs; NaN becomes None."""
+        row = {
+            key: None if isinstance(value, float) and np.isnan(value) else value for key, value in vars(self).items()
+        }
+        return {**row, "center_zyx": list(self.center_zyx)}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Scored:
+        """What `to_json` made."""
+        fields: dict[str, Any] = {key: NAN if value is None else value for key, value in row.items()}
+        return cls(**{**fields, "center_zyx": tuple(row["center_zyx"])})
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is measured: whole scans (calibrated protocol), slabs of 32 slices (paper protocol), or both.
+
+    generators: only these forgeries; empty for all.
+    """
+
+    whole: bool = True
+    slabs: bool = True
+    generators: tuple[str, ...] = ()
+
+    def takes(self, forgery: Forgery) -> bool:
+        """Whether a forgery is measured."""
+        return not self.generators or forgery.edit.generator in self.generators
+
+
+def score_scan(judge: Judge, scan: Scan, protocol: Protocol | None = None) -> list[Scored]:
+    """Rows of one scan: pristine first, then every forgery of it."""
+    protocol = protocol or Protocol()
+    rows = [_score_pristine(judge, scan, protocol)]
+    judge.detector.keep()
+    for forgery in filter(protocol.takes, scan.forgeries):
+        rows.append(_score_forged(judge, scan, forgery, protocol))
+        judge.detector.forget()
+    return rows
+
+
+def _score_pristine(judge: Judge, scan: Scan, protocol: Protocol) -> Scored:
+    volume = scan.volume
+    row = Scored(scan.case.patient, PRISTINE, "", NAN, scan_id=scan.case.scan_id)
+    box = scan.box(volume, PRISTINE, judge.detector)
+    if protocol.whole:
+        look = judge.look(volume, box)
+        row = replace(row, score=look.score, regions=look.regions)
+    if protocol.slabs:
+        count = volume.hu.shape[0]
+        site = scan.forgeries[0].edit.center_zyx[0] if scan.forgeries else (count - 1) / 2
+        row = replace(row, slab_score=judge.look(volume, box_of_slab(box, slab_slices(count, site))).score)
+    return row
+
+
+def _score_forged(judge: Judge, scan: Scan, forgery: Forgery, protocol: Protocol) -> Scored:
+    edit, case, forged = forgery.edit, scan.case, scan.forged(forgery)
+    row = Scored(case.patient, edit.generator, edit.task, NAN, scan_id=case.scan_id, center_zyx=edit.center_zyx)
+    truth = Truth.of(edit, forged.geometry) if judge.detector.localises else None
+    box = scan.box(forged, forgery.name, judge.detector)
+    if protocol.whole:
+        look = judge.look(forged, box)
+        row = replace(row, score=look.score, regions=look.regions)
+        if truth is not None:
+            row = replace(
+                row,
+                **_overlap(truth.counts(look.map >= MAP_THRESHOLD)),
+                f1_cube=truth.cube_counts(look.map >= MAP_THRESHOLD).f1,
+                precision=average_precision(look.map, truth.mask, truth.ignored),
+                pointing=float(points_at(look.map, forged.geometry, edit.center_zyx)),
+            )
+    if protocol.slabs:
+        z = slab_slices(forged.hu.shape[0], edit.center_zyx[0])
+        look = judge.look(forged, box_of_slab(box, z))
+        row = replace(row, slab_score=look.score)
+        if truth is not None:
+            counts = truth.slab(z).counts(look.map[z] >= MAP_THRESHOLD)
+            row = replace(row, slab_f1=counts.f1, slab_iou=counts.iou)
+    return row
+
+
+def _overlap(counts: Counts) -> dict[str, Any]:
+    return {
+        "f1": counts.f1,
+        "iou": counts.iou,
+        "found": float(counts.found),
+        "truth": float(counts.truth),
+        "both": float(counts.both),
+    }
 
 
 def score_pristine(detector: Any, index: Path, cases: Sequence[Case]) -> list[Scored]:
-    """Scores of untouched scans."""
-    rows = []
-    for case in progress(cases, "pristine scans", len(cases)):
-        volume = io.read(case_path(index, case), allow_gaps=True, series_uid=case.series_uid or None)
-        rows.append(Scored(case.patient, "pristine", "", _judge(detector, volume).score))
-    return rows
+    """Rows of untouched scans, whole."""
+    return [row for case in progress(cases, "pristine scans", len(cases)) for row in _alone(detector, index, case, ())]
 
 
 def score_folder(detector: Any, folder: Path, split: str) -> list[Scored]:
-    """Scores of a split of a folder of forgeries: each pristine scan once, and every forgery of it."""
+    """Rows of a split of a folder of forgeries, whole scans: each pristine scan once, and every forgery of it."""
+    index, wanted = forged_cases(folder, split)
+    return [
+        row for case, forgeries in progress(wanted, f"{split} scans", len(wanted))
+        for row in _alone(detector, index, case, forgeries)
+    ]  # fmt: skip
+
+
+def _alone(detector: Any, index: Path, case: Case, forgeries: Sequence[Forgery]) -> list[Scored]:
+    judge = Judge(detector, NO_THRESHOLD, device_of(detector))
+    return score_scan(judge, Scan(case, read_case(index, case), forgeries), Protocol(slabs=False))
+
+
+def forged_cases(
+    folder: Path, split: str, patients: int | None = None
+) -> tuple[Path, list[tuple[Case, list[Forgery]]]]:
+    """The index of a data set, and the cases of a split with their forgeries, of its first patients where a number
+    is given. Raises ReadError where the folder holds no forgeries.
+    """
     index, forgeries = read_manifest(folder)
-    cases = [case for case in read_cases(index) if case.split == split]
     by_scan: dict[str, list[Forgery]] = {}
     for forgery in forgeries:
         by_scan.setdefault(forgery.scan_id, []).append(forgery)
-    rows: list[Scored] = []
-    for case in progress(cases, f"{split} scans", len(cases)):
-        volume = io.read(case_path(index, case), allow_gaps=True, series_uid=case.series_uid or None)
-        rows.append(Scored(case.patient, "pristine", "", _judge(detector, volume).score))
-        for forgery in by_scan.get(case.scan_id, []):
-            forged = Volume(forgery.paste(volume.hu), volume.geometry, volume.provenance)
-            rows.append(_scored(case, forgery, _judge(detector, forged), volume.geometry, detector.localises))
-    return rows
-
-
-def _judge(detector: Any, volume: Volume) -> Verdict:
-    parameter = next(detector.parameters(), None)
-    device = "cpu" if parameter is None else str(parameter.device)
-    return detect_volume(volume, detector, name="", model_id="", threshold=2.0, device=device)
-
-
-def _scored(case: Case, forgery: Forgery, verdict: Verdict, geometry: Geometry, localises: bool) -> Scored:
-    if not localises:
-        return Scored(case.patient, forgery.edit.generator, forgery.edit.task, verdict.score)
-    f1, iou = overlap(verdict.map >= MAP_THRESHOLD, forgery.edit.full_mask(geometry.shape_zyx))
-    peak = np.unravel_index(int(np.argmax(verdict.map)), verdict.map.shape)
-    distance = np.linalg.norm(np.subtract(peak, forgery.edit.center_zyx) * geometry.spacing_zyx_mm)
-    return Scored(
-        case.patient, forgery.edit.generator, forgery.edit.task, verdict.score, f1, iou, float(distance <= 16.0)
-    )
+    cases = [case for case in read_cases(index) if case.split == split]
+    chosen = list(dict.fromkeys(case.patient for case in cases))[:patients]
+    return index, [(case, by_scan.get(case.scan_id, [])) for case in cases if case.patient in chosen]
 
 
 def find_threshold(rows: Sequence[Scored], false_alarms: float = 0.01) -> tuple[float, str]:
     """The conformal threshold of pristine scans, and the sentence for the card that says what n allows."""
-    scores = [row.score for row in rows if row.generator == "pristine"]
+    scores = [row.score for row in rows if row.generator == PRISTINE]
     bound = max(false_alarms, 1 / (len(scores) + 1))
     note = f"split conformal at {false_alarms:.0%} on n = {len(scores)} pristine validation scans"
     return conformal_threshold(scores, false_alarms), f"{note}; false alarms on new scans <= {bound:.1%} on average"
 
 
-def calibrated_table(rows: Sequence[Scored], threshold: float, title: str, run_id: str, sha256: str) -> Table:
-    """One row per generator and task: AUC, sensitivity, F1, IoU, pointing game, with intervals by patient."""
-    pristine = [row for row in rows if row.generator == "pristine"]
-    specificity = bootstrap(
-        [row.patient for row in pristine],
-        lambda i: float(np.mean([pristine[k].score < threshold for k in i])),
-    )
-    out: list[dict[str, Any]] = []
-    for generator, task in sorted({(row.generator, row.task) for row in rows if row.generator != "pristine"}):
-        chosen = [row for row in rows if (row.generator, row.task) == (generator, task)]
-        out.append({"forgery": f"{generator} {task}", "n": len(chosen), **_cells(chosen, pristine, threshold)})
-    out.append({"forgery": "pristine", "n": len(pristine), "specificity": specificity})
-    columns = ("forgery", "n", "auc", "sensitivity", "specificity", "f1", "iou", "pointing")
-    n = {"patients": len({row.patient for row in rows}), "scans": len(rows), "pristine": len(pristine)}
-    return Table(title, columns, tuple(out), n, run_id, {"detector": sha256})
+@dataclass(frozen=True)
+class Measuring:
+    """How a data set is measured. work: keeps the rows of finished scans, so that a killed run goes on."""
+
+    work: Path
+    device: str = "cpu"
+    jobs: int = 1
+    quiet: bool = False
 
 
-def _cells(chosen: list[Scored], pristine: list[Scored], threshold: float) -> dict[str, Interval]:
-    patients = [row.patient for row in chosen]
-    negative = [row.score for row in pristine]
+def measure_models(
+    models: Sequence[tuple[Model, Protocol]], index: Path, items: Sequence[tuple[Case, list[Forgery]]], how: Measuring
+) -> dict[str, list[Scored]]:
+    """Rows of every scan, for each model by name. Models that are not trained have none.
 
-    def mean(values: list[float]) -> Interval:
-        return bootstrap(patients, lambda i: float(np.mean([values[k] for k in i])))
+    Rows of other weights, thresholds or forgeries than the kept ones are measured anew.
+    """
+    trained = [(model, protocol) for model, protocol in models if model.card is not None]
+    for model, _ in trained:
+        (how.work / model.name).mkdir(parents=True, exist_ok=True)
+    measure = partial(_measure_scan, models=trained, index=index, how=how)
+    rows: dict[str, list[Scored]] = {model.name: [] for model, _ in models}
+    for result in map_cases(measure, items, jobs=how.jobs, label="scans", quiet=how.quiet):
+        for name, found in result.unwrap().items():
+            rows[name] += found
+    return rows
 
-    return {
-        "auc": bootstrap(patients, lambda i: auc([chosen[k].score for k in i], negative), resamples=500),
-        "sensitivity": mean([float(row.score >= threshold) for row in chosen]),
-        "f1": mean([row.f1 for row in chosen]),
-        "iou": mean([row.iou for row in chosen]),
-        "pointing": mean([row.pointing for row in chosen]),
-    }
+
+def _measure_scan(
+    item: tuple[Case, list[Forgery]], models: Sequence[tuple[Model, Protocol]], index: Path, how: Measuring
+) -> dict[str, list[Scored]]:
+    """Rows of one scan for every model, from the work folder where they are there already."""
+    case, forgeries = item
+    scan: Scan | None = None
+    rows = {}
+    for model, protocol in models:
+        key = scan_key(model, case, forgeries, protocol)
+        kept = how.work / model.name / f"{case.scan_id}.json"
+        stored = read_kept(kept, key)
+        if stored is None:
+            if model.weights is None:
+                raise DataError("its weights have no file", where=model.name, remedy="load it from a file")
+            scan = scan or Scan(case, read_case(index, case), forgeries)
+            judge = Judge(load_detector(model.detector, model.weights), model.threshold, how.device)
+            rows[model.name] = score_scan(judge, scan, protocol)
+            write_kept(kept, key, [row.to_json() for row in rows[model.name]])
+        else:
+            rows[model.name] = [Scored.from_json(row) for row in stored]
+    return rows
 
 
-def markdown(table: Table) -> str:
-    """A table as Markdown, its n and hashes below it."""
+def scan_key(model: Model, case: Case, forgeries: Sequence[Forgery], *what: object) -> str:
+    """What the rows of a scan depend on, as a hash."""
+    head = f"{__version__} {model.sha256} {model.threshold!r} {case.path} {what!r}"
+    digest = hashlib.sha256(head.encode())
+    for forgery in forgeries:
+        digest.update(forgery.name.encode())
+        digest.update(np.ascontiguousarray(forgery.block).tobytes())
+    return digest.hexdigest()
 
-    def cell(value: Any) -> str:
-        if isinstance(value, Interval):
-            return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
-        return "" if value is None else str(value)
 
-    lines = [f"**{table.title}**", "", "| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    lines += ["| " + " | ".join(cell(row.get(column)) for column in table.columns) + " |" for row in table.rows]
-    counts = ", ".join(f"{count} {name}" for name, count in table.n.items())
-    hashes = ", ".join(f"{name} {sha[:12]}" for name, sha in table.checkpoints.items())
-    return "\n".join(
-        [*lines, "", f"n: {counts}. 95 % intervals by patient. Checkpoints: {hashes}. Run {table.run_id}."]
-    )
+def read_kept(path: Path, key: str) -> list[dict[str, Any]] | None:
+    """Rows that a run left, None where there are none or they are of something else."""
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] | None = stored["rows"] if stored["key"] == key else None
+    return rows
+
+
+def write_kept(path: Path, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Keep the rows of a finished scan."""
+    with atomic_files(path) as stage:
+        (stage / path.name).write_text(json.dumps({"key": key, "rows": list(rows)}), encoding="utf-8")
+
+
+def calibrate(models: Sequence[Model], folder: Path, how: Measuring, patients: int | None, anew: bool) -> list[Model]:
+    """The models with their thresholds: the card's, or where it has none (or `anew`) that of the valid split.
+
+    Raises DataError where a threshold is needed and the data set has no pristine validation scan.
+    """
+    wanted = [model for model in models if model.card is not None and (anew or model.card.threshold is None)]
+    if not wanted:
+        return list(models)
+    index, items = forged_cases(folder, _VALID, patients)
+    if not items:
+        raise DataError(
+            f"{wanted[0].name} has no threshold, and there is no {_VALID} scan to find one on",
+            where=folder,
+            remedy="give a data set with validation cases",
+        )
+    pristine = [(case, list[Forgery]()) for case, _ in items]
+    bare = [(model.at(NO_THRESHOLD, ""), Protocol(slabs=False)) for model in wanted]
+    rows = measure_models(bare, index, pristine, replace(how, work=how.work / _VALID))
+    found = {model.name: find_threshold(rows[model.name]) for model in wanted}
+    return [model.at(*found[model.name]) if model.name in found else model for model in models]
+
+
+_VALID: Split = "valid"

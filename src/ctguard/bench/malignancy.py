@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ctguard import io, zoo
+from ctguard import zoo
 from ctguard.bench.metrics import auc
 from ctguard.bench.quality import NAN, Quality, forgery_quality, nodule_histogram
 from ctguard.cad.network import NoisyOr3d
@@ -28,7 +28,7 @@ from ctguard.core.records import Case, Split
 from ctguard.core.volume import Volume
 from ctguard.image.lung import lung_mask
 from ctguard.io.atomic import atomic_files
-from ctguard.io.cases import case_path, read_cases
+from ctguard.io.cases import read_case, read_cases
 from ctguard.io.forgeries import Forgery, read_manifest
 from ctguard.parallel import map_cases
 from ctguard.train.checkpoint import Card
@@ -187,7 +187,7 @@ def _measure_case(item: tuple[Case, list[Forgery]], index: Path, work: Path, wei
         stored = json.loads(kept.read_text(encoding="utf-8"))
         if stored["key"] == digest.hexdigest():
             return [Site.from_json(row) for row in stored["rows"]]
-    volume = io.read(case_path(index, case), allow_gaps=True, series_uid=case.series_uid or None)
+    volume = read_case(index, case)
     lung = lung_mask(volume)
     rows = [*_pristine_sites(case, volume, scorer, lung), *_forged_sites(case, forgeries, volume, scorer, lung)]
     with atomic_files(kept) as stage:
