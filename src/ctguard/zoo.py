@@ -212,6 +212,15 @@ ENTRIES: tuple[Entry, ...] = (
         source="uniform noise within the budget: the floor of every protection table",
     ),
     Entry(
+        name="seal",
+        kind="protector",
+        task="seal",
+        class_path="ctguard.protect.seal:seal_volume",
+        window_hu=_CUBE_WINDOW,
+        weights="",
+        source="ours: keyed digest and keyed pattern below the noise (docs/concepts/seal.md)",
+    ),
+    Entry(
         name="noisy-or",
         kind="scorer",
         task="malignancy",

@@ -155,6 +155,7 @@ def test_detect_writes_map_on_the_scans_grid_and_a_report(
         "report.html",
         "run.json",
         "verdict.json",
+        "worst.png",
     ]
     stored = json.loads((tmp_path / "v" / "verdict.json").read_text())
     assert {key: stored[key] for key in stored if key != "model_id"} == {

@@ -16,8 +16,8 @@ from ctguard.tamper.touchup import (
     limit_range,
     match_level,
     merge,
-    remove_specks,
     released_weight,
+    remove_specks,
 )
 
 GEOMETRY = Geometry((64, 96, 96), (1.0, 0.8, 0.8))

@@ -12,7 +12,7 @@ import typer
 import typer.main
 
 from ctguard import RESEARCH_USE_ONLY, __version__
-from ctguard.cli import bench, cad, data, demo, models, scan, synth
+from ctguard.cli import bench, cad, data, demo, models, scan, seal, synth
 from ctguard.cli.common import command_line
 from ctguard.core.console import log
 from ctguard.io import READS
@@ -20,7 +20,7 @@ from ctguard.io import READS
 _HELP = f"""Has a CT scan been tampered with, and where? How do we make it hard to tamper with?
 
 SCAN is {READS}.
-Exit codes: 0 done, 1 failed, 2 wrong use, 3 tampered (detect --fail-if-tampered).
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 tampered (detect --fail-if-tampered, verify --fail-if-broken).
 --debug, anywhere on the line, shows the traceback of an error.
 
 {RESEARCH_USE_ONLY}
@@ -43,6 +43,9 @@ for _verb in (
     synth.synth,
     scan.detect,
     scan.protect,
+    seal.keygen,
+    seal.verify,
+    seal.restore,
     cad.cad,
     models.train,
     scan.report,

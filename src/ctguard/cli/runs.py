@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctguard.cli.common import command_line
-from ctguard.core.errors import ReadError
+from ctguard.core.console import log
+from ctguard.core.errors import CtguardError, ReadError
 
 if TYPE_CHECKING:
     from ctguard.core.provenance import Json
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ctguard.synth.forge import Clock
 
 RUN, REPORT, VERDICT, EDIT = "run.json", "report.html", "verdict.json", "edit.json"
-MAP, MASK, STRONG = "map.nii.gz", "mask.nii.gz", "strong.nii.gz"
+MAP, MASK, STRONG, WORST = "map.nii.gz", "mask.nii.gz", "strong.nii.gz", "worst.png"
 SERIES = {"dicom": "series", **{ending: f"series.{ending}" for ending in ("mha", "nii.gz", "nrrd", "tiff")}}
 VERDICT_TITLE, FORGERY_TITLE, PROTECTED_TITLE = "Has this scan been tampered with?", "A forgery", "A protected copy"
 
@@ -73,14 +74,37 @@ def write_forgery(
 
 
 def write_verdict(folder: Path, scan: Path, volume: Volume, verdict: Verdict) -> list[Path]:
-    """verdict.json, map.nii.gz (float32, 0..1, on the scan's grid) and the report."""
+    """verdict.json, map.nii.gz (float32, 0..1, on the scan's grid), the report, and its first picture as worst.png."""
     from ctguard import io
-    from ctguard.report.html import verdict_sections, write_report
+    from ctguard.report.html import Picture, verdict_sections, write_report
 
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / VERDICT, {**verdict_facts(scan, verdict), "model_id": verdict.model_id})
     map_ = io.write(type(volume)(verdict.map, verdict.geometry, volume.provenance), folder / MAP)
-    return [folder / VERDICT, map_, write_report(folder, VERDICT_TITLE, verdict_sections(volume, verdict))]
+    sections = verdict_sections(volume, verdict)
+    (folder / WORST).write_bytes(next(block.png for block in sections[0].blocks if isinstance(block, Picture)))
+    return [folder / VERDICT, map_, write_report(folder, VERDICT_TITLE, sections), folder / WORST]
+
+
+def write_dicom_results(folder: Path, volume: Volume, verdict: Verdict) -> list[Path]:
+    """seg.dcm, map.dcm, key.dcm and sr.dcm, where the scan was read from DICOM; else it says why there are none."""
+    if volume.provenance.source.format != "dicom":
+        log.info("no seg.dcm, map.dcm and sr.dcm: they refer to the images of a DICOM series, and this scan is none")
+        return []
+    from ctguard.export.results import MAP as HEAT
+    from ctguard.export.results import SEG, write_results
+
+    try:
+        made = write_results(volume, verdict, folder)
+    except CtguardError as error:
+        log.warning("no seg.dcm, map.dcm and sr.dcm: %s", error)
+        return []
+    names = [path.name for path in made]
+    if SEG not in names:
+        log.info("no %s: the verdict names no region, and a segmentation cannot be empty", SEG)
+    if HEAT not in names:
+        log.info("no %s: this detector does not say where", HEAT)
+    return made
 
 
 def write_protected(

@@ -24,7 +24,17 @@ from ctguard.cli.common import (
     triple,
     verb,
 )
-from ctguard.cli.runs import EDIT, rebuild, run_folder, verdict_facts, write_forgery, write_protected, write_verdict
+from ctguard.cli.runs import (
+    EDIT,
+    rebuild,
+    run_folder,
+    verdict_facts,
+    write_dicom_results,
+    write_forgery,
+    write_protected,
+    write_verdict,
+)
+from ctguard.cli.seal import SEAL, SEAL_HU, protect_seal
 
 if TYPE_CHECKING:
     from ctguard.core.geometry import FloatTriple, Geometry
@@ -118,7 +128,9 @@ def _site(geometry: Geometry, at: str | None, at_mm: str | None) -> FloatTriple:
 def detect(
     scan: Scan,
     detector: Annotated[str, typer.Option(help="A detector of `ctguard models`.")] = "unet",
-    out: Annotated[Path | None, typer.Option(help="New folder for verdict.json, map.nii.gz, report.html.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="New folder: verdict.json, report.html, map.nii.gz, DICOM SEG, map and SR.")
+    ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Leave out slices of thin series.")] = False,
     fail_if_tampered: Annotated[bool, typer.Option("--fail-if-tampered", help="Exit 3 if tampered.")] = False,
     weights: Weights = None,
@@ -145,7 +157,8 @@ def detect(
     with nullcontext() if out is None else run_folder(out, scan, reading, {}) as run:
         verdict = detect_volume(volume, network, **names, fast=fast, device=place)
         if run is not None:
-            for path in write_verdict(run.folder, scan, volume, verdict):
+            made = write_verdict(run.folder, scan, volume, verdict)
+            for path in (*made, *write_dicom_results(run.folder, volume, verdict)):
                 run.add_output(path)
     facts = verdict_facts(scan, verdict)
     facts |= {"seconds": round(time.perf_counter() - started, 2), "peak_mb": peak_mb()}
@@ -168,9 +181,14 @@ def protect(
     scan: Scan,
     out: Annotated[Path, typer.Argument(help="A new folder for series/, report.html and run.json.")],
     protector: Annotated[str, typer.Option(help="A protector of `ctguard models`.")],
-    budget_hu: Annotated[float, typer.Option("--budget-hu", min=1.0, help="No voxel changes by more.")],
+    budget_hu: Annotated[
+        float | None, typer.Option("--budget-hu", min=1.0, help="No voxel changes by more.  [seal: 3]")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="ascent: how many attacks it works against.")] = 200,
     against: Annotated[Path | None, typer.Option(help="ascent: folder with weights of other generators.")] = None,
+    key: Annotated[Path | None, typer.Option(help="seal: key file of `ctguard keygen`, mode 0600.")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="seal: append to this file, outside the archive.")] = None,
+    digest_only: Annotated[bool, typer.Option("--digest-only", help="seal: change no pixel.")] = False,
     format: Format = "dicom",
     series: Series = None,
     allow_gaps: AllowGaps = False,
@@ -182,8 +200,15 @@ def protect(
     from ctguard import io
     from ctguard.defence import protect_scan
 
-    torch_device("cpu")
     reading: dict[str, Any] = {"allow_gaps": allow_gaps, "series_uid": series}
+    if protector == SEAL:
+        most = 0.0 if digest_only else budget_hu or SEAL_HU
+        sealing: dict[str, Any] = {"max_hu": most, "seed": seed, "format": format, "ledger": ledger}
+        show(*protect_seal(scan, out, key, reading=reading, **sealing), as_json)
+        return
+    if budget_hu is None:
+        raise typer.BadParameter("say by how much voxels may change", param_hint="--budget-hu")
+    torch_device("cpu")
     volume = io.read(scan, **reading)
     with run_folder(out, scan, reading, {"protect": seed}) as run:
         protected, added = protect_scan(
