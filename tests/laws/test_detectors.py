@@ -138,8 +138,6 @@ def test_a_verdict_reads_voxels_and_geometry_only(detector: Detector) -> None:
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("slices", [1, 5])
 def test_the_map_lies_on_the_scan_s_own_grid(detector: Detector, slices: int, fast: bool) -> None:
-    if detector.dims == 3 and slices == 1:
-        pytest.skip("takes blocks")
     volume = thorax((slices, 96, 112))
     verdict = detect_volume(volume, detector, name="law", model_id="untrained", threshold=0.5, fast=fast)
     assert verdict.geometry.agrees(volume.geometry) and verdict.map.shape == volume.hu.shape

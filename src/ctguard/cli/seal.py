@@ -121,7 +121,10 @@ def restore(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """The original, bit for bit, from a sealed copy; every slice is checked against its SHA-256."""
+    """The original, bit for bit, from a sealed copy.
+
+    Every slice is checked against the SHA-256 that was taken before it was sealed.
+    """
     from ctguard import io
     from ctguard.protect.keys import read_key
     from ctguard.protect.seal import restore_volume

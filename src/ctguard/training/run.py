@@ -12,6 +12,7 @@ from torch import nn
 
 from ctguard import zoo
 from ctguard.core.console import log
+from ctguard.io.manifest import sha256_file
 from ctguard.train.checkpoint import Card, load_weights, read_card, rounded_to_half, save_checkpoint
 from ctguard.train.fit import fit
 from ctguard.train.recipe import Recipe, read_recipe
@@ -61,8 +62,10 @@ def train(
     else:
         material = detector_material(recipe, data, module.dims)  # type: ignore[arg-type]
     started_from = _take_parts(module, recipe) if init is None else {}
+    notes = [SURROGATE] if kind == "scorer" else []
     if init is not None:
         load_weights(module, init)
+        notes.append(f"Started from weights of sha256 {sha256_file(init)}.")
     if kind in ("detector", "scorer"):  # a narrow network trains nearly twice as fast on a CPU this way
         flat = getattr(module, "dims", 3) == 2
         module = module.to(memory_format=torch.channels_last if flat else torch.channels_last_3d)  # type: ignore[call-overload]
@@ -90,7 +93,7 @@ def train(
         threshold=threshold,
         threshold_note=note,
         trained_against=material.trained_against | started_from,
-        notes=SURROGATE if kind == "scorer" else "",
+        notes=" ".join(notes),
     )
     return save_checkpoint(trained, card, out)
 
