@@ -24,11 +24,11 @@ lint: $(STAMP)
 setup: $(STAMP)
 
 # torch comes first and alone, so that no looser request pulls in another build of it; the second step is told to
-# keep the one that is there, whatever its version.
+# keep the one that is there, whatever its version: as pip knows it, which torch.__version__ is not for PyPI's wheels.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install '$(TORCH)'
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/python -c 'import torch; print("torch==" + torch.__version__)' >> $(VENV)/constraints.txt
+	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >> $(VENV)/constraints.txt
 	$(BIN)/python -m pip install -c $(VENV)/constraints.txt -e '.[test]'
 	touch $@
 
