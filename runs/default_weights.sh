@@ -4,7 +4,7 @@
 #   runs/default_weights.sh OUT SERIES_FOLDER
 #
 # SERIES_FOLDER holds R01-001 (NSCLC Radiogenomics) and Lung_Dx-A0001_B and _L (Lung-PET-CT-Dx) as DICOM folders.
-# About three hours. Every step can be killed and started again. See MISUSE.md.
+# About five hours. Every step can be killed and started again. See MISUSE.md.
 set -euo pipefail
 out=${1:?usage: runs/default_weights.sh OUT SERIES_FOLDER}
 series=${2:?usage: runs/default_weights.sh OUT SERIES_FOLDER}
@@ -67,5 +67,6 @@ ctguard synth "$out/all.csv" "$out/forged" --generators pix2pix,copy-move --inje
   --plain-sites 24 --seed 1 --jobs 2
 
 # 6. Detector; its threshold comes from the pristine validation patients.
-ctguard train "$here/recipes/unet.toml" --data "$out/forged" --out "$out/unet" --resume
+ctguard train "$here/recipes/unet.toml" --data "$out/forged" --out "$out/unet_first" --resume
+ctguard train "$here/recipes/unet.toml" --data "$out/forged" --out "$out/unet" --init "$out/unet_first/unet.safetensors" --resume
 cp "$out"/unet/unet.{safetensors,json} "$here/src/ctguard/weights/"
