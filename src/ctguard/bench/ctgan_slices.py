@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 from scipy import ndimage
 
-from ctguard.bench.detection import NAN, Measuring, read_kept, write_kept
+from ctguard.bench.detection import NAN, Measuring, read_kept, with_nan, without_nan, write_kept
 from ctguard.bench.judging import Judge
 from ctguard.bench.metrics import auc
 from ctguard.bench.models import Model, load_detector
@@ -80,13 +80,12 @@ class SliceScore:
 
     def to_json(self) -> dict[str, Any]:
         """As it is kept between runs; NaN becomes None."""
-        return {key: None if value != value else value for key, value in vars(self).items()}
+        return without_nan(vars(self))
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> SliceScore:
         """What `to_json` made."""
-        fields: dict[str, Any] = {key: NAN if value is None else value for key, value in row.items()}
-        return cls(**fields)
+        return cls(**with_nan(row))
 
 
 def is_slices(folder: Path) -> bool:

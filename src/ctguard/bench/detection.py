@@ -20,7 +20,7 @@ from ctguard.bench.models import Model, load_detector
 from ctguard.core.console import progress
 from ctguard.core.errors import DataError
 from ctguard.core.records import Case, Split
-from ctguard.detect.infer import MAP_THRESHOLD
+from ctguard.detect.regions import MAP_THRESHOLD
 from ctguard.io.atomic import atomic_files
 from ctguard.io.cases import read_case, read_cases
 from ctguard.io.forgeries import Forgery, read_manifest
@@ -63,16 +63,12 @@ class Scored:
 
     def to_json(self) -> dict[str, Any]:
         """As it is kept between runs; NaN becomes None."""
-        row = {
-            key: None if isinstance(value, float) and np.isnan(value) else value for key, value in vars(self).items()
-        }
-        return {**row, "center_zyx": list(self.center_zyx)}
+        return {**without_nan(vars(self)), "center_zyx": list(self.center_zyx)}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Scored:
         """What `to_json` made."""
-        fields: dict[str, Any] = {key: NAN if value is None else value for key, value in row.items()}
-        return cls(**{**fields, "center_zyx": tuple(row["center_zyx"])})
+        return cls(**{**with_nan(row), "center_zyx": tuple(row["center_zyx"])})
 
 
 @dataclass(frozen=True)
@@ -253,6 +249,16 @@ def scan_key(model: Model, case: Case, forgeries: Sequence[Forgery], *what: obje
         digest.update(forgery.name.encode())
         digest.update(np.ascontiguousarray(forgery.block).tobytes())
     return digest.hexdigest()
+
+
+def without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as JSON can hold it: None for NaN."""
+    return {key: None if isinstance(value, float) and np.isnan(value) else value for key, value in row.items()}
+
+
+def with_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row that `without_nan` was given."""
+    return {key: NAN if value is None else value for key, value in row.items()}
 
 
 def read_kept(path: Path, key: str) -> list[dict[str, Any]] | None:

@@ -59,7 +59,7 @@ def find_models(names: Sequence[str] = (), folder: Path | None = None) -> list[M
     models = []
     for name in names or zoo.names("detector"):
         entry = zoo.find(name, "detector")
-        path = folder / f"{entry.weights}.safetensors" if folder else entry.weights_path
+        path = entry.weights_in(folder)
         if path is None or not path.is_file():
             if names:
                 raise ModelError("it is not trained", where=path or name, remedy="train it, or give --weights")

@@ -12,7 +12,7 @@ from typing import Any
 from scipy import stats
 
 from ctguard.bench.calibrated import NOT_TRAINED, OURS
-from ctguard.bench.detection import CONTROLS, NAN, Measuring, read_kept, scan_key, write_kept
+from ctguard.bench.detection import CONTROLS, NAN, Measuring, read_kept, scan_key, with_nan, without_nan, write_kept
 from ctguard.bench.judging import Judge, Scan, box_of_slab, slab_slices
 from ctguard.bench.localisation import points_at
 from ctguard.bench.metrics import Interval
@@ -49,15 +49,12 @@ class Probe:
 
     def to_json(self) -> dict[str, Any]:
         """As it is kept between runs; NaN becomes None."""
-        return {
-            key: None if isinstance(value, float) and math.isnan(value) else value for key, value in vars(self).items()
-        }
+        return without_nan(vars(self))
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Probe:
         """What `to_json` made."""
-        fields: dict[str, Any] = {key: NAN if value is None else value for key, value in row.items()}
-        return cls(**fields)
+        return cls(**with_nan(row))
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,6 @@ from ctguard.core.geometry import Geometry
 from ctguard.core.records import Region, Verdict
 from ctguard.core.volume import Volume
 from ctguard.detect.detector import Detector
-from ctguard.detect.regions import MAP_THRESHOLD as MAP_THRESHOLD
 from ctguard.detect.regions import find_regions, region_level
 from ctguard.image.lung import body_mask, lung_mask
 

@@ -23,7 +23,7 @@ from ctguard.protect.keys import SealKey
 from ctguard.protect.lattice import Ints, Lattice, find_lattice
 from ctguard.protect.pattern import SLICE_BITS, PatternKey, embed, erase
 from ctguard.protect.record import STEP, Seal, SealHeader, SliceSeal, authentic, tagged
-from ctguard.protect.strength import Strength, strength_of
+from ctguard.protect.strength import strength_of
 from ctguard.protect.tiles import FLOOR_HU, tiling_for
 
 _INT16 = (-32768.0, 32767.0)
@@ -212,6 +212,3 @@ def _price(volume: Volume, hu: NDArray[Any]) -> SealPrice:
     mean = total / max(count, 1)
     sd = float(np.sqrt(square / max(count, 1) - mean * mean))
     return SealPrice(round(most, 3), sd, count / hu.size)
-
-
-__all__ = ["SealPrice", "SealSettings", "Strength", "check_key", "restore_volume", "seal_volume", "sha256_slice"]

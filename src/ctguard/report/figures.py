@@ -20,6 +20,7 @@ from ctguard.core.errors import GeometryError
 from ctguard.core.geometry import FloatTriple
 from ctguard.core.records import Region, Verdict
 from ctguard.core.volume import Volume
+from ctguard.detect.regions import MAP_THRESHOLD
 from ctguard.report.planes import PLANES, Field, Plane, View, cut
 from ctguard.report.style import (
     ACCENT,
@@ -37,7 +38,6 @@ from ctguard.report.style import (
 
 LUNG_WINDOW_HU = (-1350.0, 150.0)
 FIELD_MM = 80.0
-MAP_THRESHOLD = 0.5
 
 _AIR_HU = -1024.0
 _RANGES_HU = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
