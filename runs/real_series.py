@@ -39,7 +39,7 @@ def main() -> None:
 
     def judge(scan: Volume) -> tuple[Verdict, float]:
         start = time.perf_counter()
-        found = detect_volume(scan, detector, name="unet", model_id=card.sha256, threshold=card.threshold or 0.0)
+        found = detect_volume(scan, detector, name="unet", model_id=card.sha256, threshold=card.scan_threshold)
         return found, time.perf_counter() - start
 
     rows = [_row("pristine", *judge(volume), "", "")]

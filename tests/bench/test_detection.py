@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ctguard.bench.calibrated import calibrated_table
-from ctguard.bench.detection import Scored, find_threshold
+from ctguard.bench.detection import Scored
 from ctguard.bench.metrics import auc, bootstrap, conformal_threshold, overlap
 from ctguard.bench.table import markdown
 from ctguard.core.errors import DataError
@@ -30,11 +30,7 @@ def test_a_conformal_threshold_keeps_its_promise_on_new_scans(n: int) -> None:
     assert np.mean(alarms) <= max(0.05, 1 / (n + 1)) + 0.01
 
 
-def test_a_tie_with_the_threshold_is_no_alarm_and_the_note_states_the_bound() -> None:
-    rows = [Scored(str(i), "pristine", "", 0.5) for i in range(40)]
-    threshold, note = find_threshold(rows)
-    assert threshold > 0.5
-    assert "n = 40" in note and "2.4%" in note
+def test_no_pristine_scan_no_threshold() -> None:
     with pytest.raises(DataError, match="no pristine"):
         conformal_threshold([])
 
@@ -55,9 +51,9 @@ def test_the_bootstrap_draws_patients_not_rows() -> None:
 
 
 def test_the_table_states_n_and_hash_and_separates_generators() -> None:
-    rows = [Scored(f"p{i}", "pristine", "", 0.1) for i in range(10)]
-    rows += [Scored(f"p{i}", "pix2pix", "inject", 0.9 if i else 0.2, 0.8, 0.7, 1.0) for i in range(10)]
-    table = calibrated_table(rows, 0.5, "title", "run", "f" * 64)
+    rows = [Scored(f"p{i}", "pristine", "", 0.1, threshold=0.5) for i in range(10)]
+    rows += [Scored(f"p{i}", "pix2pix", "inject", 0.9 if i else 0.2, 0.8, 0.7, 1.0, threshold=0.5) for i in range(10)]
+    table = calibrated_table(rows, "title", "run", "f" * 64)
     row = table.rows[0]
     assert row["sensitivity"].value == pytest.approx(0.9) and row["n"] == 10
     text = markdown(table)

@@ -15,6 +15,7 @@ from ctguard.bench.detection import Measuring, Protocol, Scored, forged_cases, m
 from ctguard.bench.judging import Judge, Remembering, slab_slices
 from ctguard.bench.models import find_matrix, find_models
 from ctguard.core.errors import ModelError, ReadError
+from ctguard.core.threshold import Threshold
 from ctguard.detect.infer import detect_volume
 from ctguard.detect.unet import UNet2d
 from tests.bench.make import SEEN, SHAPE, Stub, add_detectors, data_set, save
@@ -107,7 +108,7 @@ def test_rows_of_other_weights_are_measured_anew(
     SEEN.clear()
     measure_models(models, index, items, Measuring(out))
     assert not SEEN
-    changed = [(model.at(0.9, ""), protocol) for model, protocol in models]
+    changed = [(model.at(Threshold(0.9), ""), protocol) for model, protocol in models]
     measure_models(changed, index, items, Measuring(out))
     assert SEEN
 
@@ -174,9 +175,9 @@ def test_an_empty_split_is_refused(
 
 def test_remembered_slices_give_the_verdict_of_detect() -> None:
     volume, detector = thorax((6, 48, 56), (2.5, 6.0, 6.0)), UNet2d(width=2).eval()
-    judge = Judge(detector, threshold=0.01)
+    judge = Judge(detector, threshold=Threshold(0.01))
     first, again = judge.look(volume), judge.look(volume)
-    verdict = detect_volume(volume, detector, name="", model_id="", threshold=0.01)
+    verdict = detect_volume(volume, detector, name="", model_id="", threshold=Threshold(0.01))
     assert first.score == again.score == pytest.approx(verdict.score, abs=1e-6)
     assert np.allclose(first.map, verdict.map, atol=1e-6) and first.regions == len(verdict.regions)
 
@@ -191,11 +192,11 @@ class Blocks(Stub):
 
 def test_a_detector_of_blocks_is_remembered_too() -> None:
     volume = thorax((30, 48, 56), (2.5, 6.0, 6.0))
-    judge = Judge(Blocks(), threshold=1e-9)
+    judge = Judge(Blocks(), threshold=Threshold(1e-9))
     first = judge.look(volume)
     SEEN.clear()
     assert judge.look(volume).score == first.score and not SEEN
-    verdict = detect_volume(volume, Blocks(), name="", model_id="", threshold=1e-9)
+    verdict = detect_volume(volume, Blocks(), name="", model_id="", threshold=Threshold(1e-9))
     assert first.score == pytest.approx(verdict.score) and np.allclose(first.map, verdict.map)
 
 

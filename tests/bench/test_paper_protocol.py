@@ -12,6 +12,7 @@ from ctguard.bench.models import Model
 from ctguard.bench.paper_protocol import matrix_rows, matrix_tables, paper_cell
 from ctguard.bench.paper_tables import CELLS, DETECTION, GENERATORS, LOCALISATION, METHODS
 from ctguard.bench.resampling import Patients
+from ctguard.core.threshold import Threshold
 from ctguard.train.checkpoint import Card
 
 CARD = Card("unet", "unet", "", "cpu", {}, "made for a test", 0, 0, "", "", sha256="f" * 64)
@@ -97,7 +98,7 @@ def test_the_gain_over_the_best_is_paired_by_patient() -> None:
         return rows + [Scored(f"p{k}", "pix2pix", "inject", 0.9, f1=min(f1 + gain, 1)) for k, f1 in forged]
 
     names = {"volumetric": 0.02, "unet": 0.0, "trufor": -0.1}
-    models = [Model(name, name, Path("w"), CARD, threshold=0.5) for name in names]
+    models = [Model(name, name, Path("w"), CARD, threshold=Threshold(0.5)) for name in names]
     rows = {name: whole(gain) for name, gain in names.items()}
     table = difference_table(models, rows, "run")
     assert table is not None

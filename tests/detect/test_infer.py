@@ -9,11 +9,12 @@ import torch
 from ctguard.core.errors import ModelError
 from ctguard.core.geometry import as_int_triple, index_to_lps_mm
 from ctguard.core.provenance import Step
+from ctguard.core.threshold import Threshold
 from ctguard.core.volume import Volume
 from ctguard.detect.infer import BLOCK, OVERLAP, detect_volume
 from tests.detect.scans import BrightSpot, thorax
 
-NAMES = {"name": "bright", "model_id": "none", "threshold": 0.6}
+NAMES = {"name": "bright", "model_id": "none", "threshold": Threshold(0.6)}
 
 
 def with_spot(volume: Volume, center_zyx: tuple[int, int, int], hu: int = 900, half: int = 2) -> Volume:

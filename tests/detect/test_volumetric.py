@@ -8,6 +8,7 @@ import torch
 from scipy import ndimage
 
 from ctguard.core.errors import RecipeError
+from ctguard.core.threshold import Threshold
 from ctguard.detect import noise_features
 from ctguard.detect.infer import BLOCK, OVERLAP, detect_volume
 from ctguard.detect.volumetric import Volumetric
@@ -63,7 +64,7 @@ def test_blocks_of_a_long_scan_meet_without_a_seam() -> None:
     detector = Volumetric(width=4).eval()
     assert OVERLAP >= 4 and BLOCK > 2 * OVERLAP
     volume = thorax((BLOCK + 10, 96, 112))
-    verdict = detect_volume(volume, detector, name="v", model_id="m", threshold=0.99)
+    verdict = detect_volume(volume, detector, name="v", model_id="m", threshold=Threshold(0.99))
     steps = np.abs(np.diff(verdict.map, axis=0)).max(axis=(1, 2))
     assert steps[BLOCK - 1] <= 3 * np.median(steps) + 1e-3
 

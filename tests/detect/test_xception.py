@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from ctguard.core.errors import RecipeError
+from ctguard.core.threshold import Threshold
 from ctguard.detect.infer import detect_volume
 from ctguard.detect.xception import Xception
 from ctguard.training.detectors import judge_detector
@@ -91,10 +92,12 @@ def test_on_a_training_patch_the_squares_are_the_published_global_mean() -> None
 
 def test_a_verdict_has_no_map_and_no_regions_and_says_so() -> None:
     torch.manual_seed(0)
-    verdict = detect_volume(thorax(), Xception(2, window_px=32), name="xception", model_id="x", threshold=1e-6)
+    verdict = detect_volume(
+        thorax(), Xception(2, window_px=32), name="xception", model_id="x", threshold=Threshold(1e-6)
+    )
     assert verdict.tampered and verdict.regions == () and not verdict.map.any()
     assert verdict.words == "evidence of tampering; this detector does not say where"
-    clean = detect_volume(thorax(), Xception(2, window_px=32), name="xception", model_id="x", threshold=2.0)
+    clean = detect_volume(thorax(), Xception(2, window_px=32), name="xception", model_id="x", threshold=Threshold(2.0))
     assert clean.words == "no evidence of tampering found"
 
 

@@ -11,6 +11,7 @@ import torch
 
 from ctguard.core.marks import Mark
 from ctguard.core.provenance import Provenance, Source, Step
+from ctguard.core.threshold import Threshold
 from ctguard.core.volume import Volume
 from ctguard.detect.detector import Batch, Detector
 from ctguard.detect.hpfcn import HPFCN
@@ -108,7 +109,7 @@ def test_an_ignore_mask_is_optional_and_may_cover_everything(detector: Detector)
 
 
 def judged(detector: Detector, volume: Volume, *, fast: bool = False) -> tuple[object, ...]:
-    verdict = detect_volume(volume, detector, name="law", model_id="untrained", threshold=0.01, fast=fast)
+    verdict = detect_volume(volume, detector, name="law", model_id="untrained", threshold=Threshold(0.01), fast=fast)
     return verdict.score, verdict.map.tobytes(), verdict.regions
 
 
@@ -139,7 +140,7 @@ def test_a_verdict_reads_voxels_and_geometry_only(detector: Detector) -> None:
 @pytest.mark.parametrize("slices", [1, 5])
 def test_the_map_lies_on_the_scan_s_own_grid(detector: Detector, slices: int, fast: bool) -> None:
     volume = thorax((slices, 96, 112))
-    verdict = detect_volume(volume, detector, name="law", model_id="untrained", threshold=0.5, fast=fast)
+    verdict = detect_volume(volume, detector, name="law", model_id="untrained", threshold=Threshold(0.5), fast=fast)
     assert verdict.geometry.agrees(volume.geometry) and verdict.map.shape == volume.hu.shape
     assert verdict.map.dtype == np.float32 and verdict.map.min() >= 0 and verdict.map.max() <= 1
     assert 0 <= verdict.score <= 1

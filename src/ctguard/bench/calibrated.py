@@ -22,12 +22,12 @@ Rows = Sequence[Scored]
 Named = Mapping[str, Rows]
 
 
-def calibrated_table(rows: Rows, threshold: float, title: str, run_id: str, sha256: str) -> Table:
+def calibrated_table(rows: Rows, title: str, run_id: str, sha256: str) -> Table:
     """One detector: a row per generator and task, and one of the pristine scans."""
     patients = Patients(row.patient for row in rows)
     columns = (*COLUMNS[1:], "pointing", "false alarms", "specificity")
-    out = [{"forgery": name, **forged_cells(chosen, rows, threshold, patients)} for name, chosen in groups(rows)]
-    out.append({"forgery": PRISTINE, **pristine_cells(rows, threshold, patients)})
+    out = [{"forgery": name, **forged_cells(chosen, rows, patients)} for name, chosen in groups(rows)]
+    out.append({"forgery": PRISTINE, **pristine_cells(rows, patients)})
     return Table(title, columns, tuple(out), counts(rows), run_id, {"detector": sha256})
 
 
@@ -47,7 +47,7 @@ def groups(rows: Rows) -> list[tuple[str, list[Scored]]]:
     return [*out, (EVERY, networks)] if networks else out
 
 
-def forged_cells(chosen: Rows, rows: Rows, threshold: float, patients: Patients) -> dict[str, Any]:
+def forged_cells(chosen: Rows, rows: Rows, patients: Patients) -> dict[str, Any]:
     """Figures of some forgeries against all pristine scans."""
     names = [row.patient for row in chosen]
     pristine = [row for row in rows if row.generator == PRISTINE]
@@ -55,7 +55,7 @@ def forged_cells(chosen: Rows, rows: Rows, threshold: float, patients: Patients)
     return {
         "n": len(chosen),
         "auc": interval(patients.auc(names, [row.score for row in chosen], others, negative)),
-        "sensitivity": interval(patients.mean(names, [float(row.score >= threshold) for row in chosen])),
+        "sensitivity": interval(patients.mean(names, [float(row.called) for row in chosen])),
         "f1": _mean(chosen, "f1", patients),
         "f1 pooled": interval(pooled_f1(chosen, patients)),
         "f1 of cube": _mean(chosen, "f1_cube", patients),
@@ -87,19 +87,19 @@ def headline_table(models: Sequence[Model], rows: Named, run_id: str) -> Table:
         cells: dict[str, Any] = {"detector": model.label}
         for name, chosen in groups(found):
             if name == EVERY:
-                cells |= forged_cells(chosen, found, model.threshold, patients)
-        pristine = pristine_cells(found, model.threshold, patients)
+                cells |= forged_cells(chosen, found, patients)
+        pristine = pristine_cells(found, patients)
         out.append(cells | {"false alarms": pristine["false alarms"]})
     out += _not_trained(models, "n")
     columns = ("detector", "n", "auc", "sensitivity", "false alarms", "f1", "f1 pooled", "precision", "pointing")
     return Table(f"Calibrated protocol: {EVERY}", columns, tuple(out), _n(rows), run_id, _hashes(models))
 
 
-def pristine_cells(rows: Rows, threshold: float, patients: Patients) -> dict[str, Any]:
+def pristine_cells(rows: Rows, patients: Patients) -> dict[str, Any]:
     """Specificity, and regions that are called forged, of the pristine scans."""
     pristine = [row for row in rows if row.generator == PRISTINE]
     names = [row.patient for row in pristine]
-    alarms = [row.score >= threshold for row in pristine]
+    alarms = [row.called for row in pristine]
     return {
         "n": len(pristine),
         "false alarms": alarms_of(sum(alarms), len(alarms)),
@@ -117,7 +117,7 @@ def forged_table(models: Sequence[Model], rows: Named, run_id: str) -> Table:
     out: list[dict[str, Any]] = []
     for model, found, patients in _trained(models, rows):
         for name, chosen in groups(found):
-            cells = forged_cells(chosen, found, model.threshold, patients)
+            cells = forged_cells(chosen, found, patients)
             out.append({"detector": model.label, "forgery": name, **cells})
     out += _not_trained(models, "forgery")
     return Table(
@@ -134,8 +134,8 @@ def pristine_table(models: Sequence[Model], rows: Named, run_id: str) -> Table:
     out: list[dict[str, Any]] = []
     names: dict[str, None] = {}
     for model, found, patients in _trained(models, rows):
-        cells = {"detector": model.label, "threshold": f"{model.threshold:.4f}"}
-        cells |= pristine_cells(found, model.threshold, patients) | _control_cells(found, model.threshold, patients)
+        cells = {"detector": model.label, "threshold": str(model.threshold)}
+        cells |= pristine_cells(found, patients) | _control_cells(found, patients)
         names |= dict.fromkeys(cells)
         out.append(cells)
     out += _not_trained(models, "threshold")
@@ -143,12 +143,12 @@ def pristine_table(models: Sequence[Model], rows: Named, run_id: str) -> Table:
     return Table("Calibrated protocol: pristine scans", columns, tuple(out), _n(rows), run_id, _hashes(models))
 
 
-def _control_cells(rows: Rows, threshold: float, patients: Patients) -> dict[str, Any]:
+def _control_cells(rows: Rows, patients: Patients) -> dict[str, Any]:
     cells: dict[str, Any] = {}
     for control in CONTROLS:
         chosen = [row for row in rows if row.generator == control]
         if chosen:
-            alarms = [float(row.score >= threshold) for row in chosen]
+            alarms = [float(row.called) for row in chosen]
             cells[f"{control} called forged"] = interval(patients.mean([row.patient for row in chosen], alarms))
     identity = {_site(row): row for row in rows if row.generator == "identity"}
     for generator in sorted({row.generator for row in rows} - {PRISTINE, *CONTROLS}):
@@ -164,20 +164,20 @@ def _site(row: Scored) -> tuple[object, ...]:
     return row.scan_id, row.task, row.center_zyx
 
 
-Figure = Callable[[Rows, Rows, float, Patients], Draws]
+Figure = Callable[[Rows, Rows, Patients], Draws]
 
 
-def _auc(chosen: Rows, rows: Rows, threshold: float, patients: Patients) -> Draws:
+def _auc(chosen: Rows, rows: Rows, patients: Patients) -> Draws:
     pristine = [row for row in rows if row.generator == PRISTINE]
     sides = [([row.patient for row in side], [row.score for row in side]) for side in (chosen, pristine)]
     return patients.auc(*sides[0], *sides[1])
 
 
-def _sensitivity(chosen: Rows, rows: Rows, threshold: float, patients: Patients) -> Draws:
-    return patients.mean([row.patient for row in chosen], [float(row.score >= threshold) for row in chosen])
+def _sensitivity(chosen: Rows, rows: Rows, patients: Patients) -> Draws:
+    return patients.mean([row.patient for row in chosen], [float(row.called) for row in chosen])
 
 
-def _f1(chosen: Rows, rows: Rows, threshold: float, patients: Patients) -> Draws:
+def _f1(chosen: Rows, rows: Rows, patients: Patients) -> Draws:
     return patients.mean([row.patient for row in chosen], [row.f1 for row in chosen])
 
 
@@ -196,7 +196,7 @@ def difference_table(models: Sequence[Model], rows: Named, run_id: str, ours: st
     out = []
     for name, chosen in groups(here[ours][1]):
         for figure, of in FIGURES.items():
-            drawn = {key: of(dict(groups(found))[name], found, model.threshold, patients)
+            drawn = {key: of(dict(groups(found))[name], found, patients)
                      for key, (model, found) in here.items()}  # fmt: skip
             rivals = {key: value for key, value in drawn.items() if key != ours and np.isfinite(value[0])}
             if not rivals:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from ctguard import __version__
-from ctguard.bench.judging import NO_THRESHOLD, Judge, Scan, box_of_slab, device_of, slab_slices
+from ctguard.bench.calibration import find_threshold
+from ctguard.bench.judging import NO_THRESHOLD, Judge, Look, Scan, device_of, slab_slices
 from ctguard.bench.localisation import Counts, Truth, average_precision, points_at
-from ctguard.bench.metrics import conformal_threshold
 from ctguard.bench.models import Model, load_detector
 from ctguard.core.console import progress
 from ctguard.core.errors import DataError
@@ -36,7 +36,8 @@ CONTROLS = ("identity", "twin")
 class Scored:
     """One scan that was judged, pristine or with one forgery. NaN where nothing was measured.
 
-    generator: "pristine" where nothing is forged. Of the whole scan: score; at 0.5 of the map, f1 and iou against the
+    generator: "pristine" where nothing is forged. Of the whole scan: score, and the threshold for so much lung (or
+    body); at 0.5 of the map, f1 and iou against the
     changed voxels, f1_cube against the nominal cube, and the voxels behind f1 (found, truth, both); precision: the
     average precision of its voxels; pointing: the map's maximum within 16 mm; regions: called forged at the threshold.
     slab_: the 32 slices around the site (of a pristine scan: around its first forged site, or the middle).
@@ -60,6 +61,13 @@ class Scored:
     slab_iou: float = NAN
     scan_id: str = ""
     center_zyx: tuple[float, ...] = ()
+    threshold: float = NAN
+    searched_ml: float = NAN
+
+    @property
+    def called(self) -> bool:
+        """Whether the scan is called forged."""
+        return self.score >= self.threshold
 
     def to_json(self) -> dict[str, Any]:
         """As it is kept between runs; NaN becomes None."""
@@ -101,14 +109,13 @@ def score_scan(judge: Judge, scan: Scan, protocol: Protocol | None = None) -> li
 def _score_pristine(judge: Judge, scan: Scan, protocol: Protocol) -> Scored:
     volume = scan.volume
     row = Scored(scan.case.patient, PRISTINE, "", NAN, scan_id=scan.case.scan_id)
-    box = scan.box(volume, PRISTINE, judge.detector)
+    area = scan.area(volume, PRISTINE, judge.detector)
     if protocol.whole:
-        look = judge.look(volume, box)
-        row = replace(row, score=look.score, regions=look.regions)
+        row = replace(row, **_whole(judge.look(volume, area)))
     if protocol.slabs:
         count = volume.hu.shape[0]
         site = scan.forgeries[0].edit.center_zyx[0] if scan.forgeries else (count - 1) / 2
-        row = replace(row, slab_score=judge.look(volume, box_of_slab(box, slab_slices(count, site))).score)
+        row = replace(row, slab_score=judge.look(volume, area.slab(slab_slices(count, site))).score)
     return row
 
 
@@ -116,10 +123,10 @@ def _score_forged(judge: Judge, scan: Scan, forgery: Forgery, protocol: Protocol
     edit, case, forged = forgery.edit, scan.case, scan.forged(forgery)
     row = Scored(case.patient, edit.generator, edit.task, NAN, scan_id=case.scan_id, center_zyx=edit.center_zyx)
     truth = Truth.of(edit, forged.geometry) if judge.detector.localises else None
-    box = scan.box(forged, forgery.name, judge.detector)
+    area = scan.area(forged, forgery.name, judge.detector)
     if protocol.whole:
-        look = judge.look(forged, box)
-        row = replace(row, score=look.score, regions=look.regions)
+        look = judge.look(forged, area)
+        row = replace(row, **_whole(look))
         if truth is not None:
             row = replace(
                 row,
@@ -130,12 +137,21 @@ def _score_forged(judge: Judge, scan: Scan, forgery: Forgery, protocol: Protocol
             )
     if protocol.slabs:
         z = slab_slices(forged.hu.shape[0], edit.center_zyx[0])
-        look = judge.look(forged, box_of_slab(box, z))
+        look = judge.look(forged, area.slab(z))
         row = replace(row, slab_score=look.score)
         if truth is not None:
             counts = truth.slab(z).counts(look.map[z] >= MAP_THRESHOLD)
             row = replace(row, slab_f1=counts.f1, slab_iou=counts.iou)
     return row
+
+
+def _whole(look: Look) -> dict[str, Any]:
+    return {
+        "score": look.score,
+        "regions": look.regions,
+        "threshold": look.threshold,
+        "searched_ml": look.searched_ml,
+    }
 
 
 def _overlap(counts: Counts) -> dict[str, Any]:
@@ -180,14 +196,6 @@ def forged_cases(
     cases = [case for case in read_cases(index) if case.split == split]
     chosen = list(dict.fromkeys(case.patient for case in cases))[:patients]
     return index, [(case, by_scan.get(case.scan_id, [])) for case in cases if case.patient in chosen]
-
-
-def find_threshold(rows: Sequence[Scored], false_alarms: float = 0.01) -> tuple[float, str]:
-    """The conformal threshold of pristine scans, and the sentence for the card that says what n allows."""
-    scores = [row.score for row in rows if row.generator == PRISTINE]
-    bound = max(false_alarms, 1 / (len(scores) + 1))
-    note = f"split conformal at {false_alarms:.0%} on n = {len(scores)} pristine validation scans"
-    return conformal_threshold(scores, false_alarms), f"{note}; false alarms on new scans <= {bound:.1%} on average"
 
 
 @dataclass(frozen=True)
@@ -294,7 +302,7 @@ def calibrate(models: Sequence[Model], folder: Path, how: Measuring, patients: i
     pristine = [(case, list[Forgery]()) for case, _ in items]
     bare = [(model.at(NO_THRESHOLD, ""), Protocol(slabs=False)) for model in wanted]
     rows = measure_models(bare, index, pristine, replace(how, work=how.work / _VALID))
-    found = {model.name: find_threshold(rows[model.name]) for model in wanted}
+    found = {model.name: find_threshold([(row.score, row.searched_ml) for row in rows[model.name]]) for model in wanted}
     return [model.at(*found[model.name]) if model.name in found else model for model in models]
 
 

@@ -17,15 +17,16 @@ from ctguard.core.console import log
 from ctguard.core.marks import Mark
 from ctguard.core.provenance import Step
 from ctguard.core.records import Case
+from ctguard.core.threshold import Threshold
 from ctguard.core.volume import Volume
 from ctguard.detect.detector import Batch, Detector
-from ctguard.detect.infer import Box, judge_box, search_box
+from ctguard.detect.infer import Area, judge_box, search_area
 from ctguard.detect.regions import find_regions, region_level
 from ctguard.io.forgeries import Forgery
 
 SLAB_SLICES = 32
 """Of the paper protocol."""
-NO_THRESHOLD = 2.0
+NO_THRESHOLD = Threshold(2.0)
 """Above every score: a verdict without regions."""
 
 
@@ -71,10 +72,12 @@ class Remembering(Detector):
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What a detector says of a volume, or of some of its slices. map: 0 outside of what was looked at; regions: called
-    forged at the threshold, NaN for a detector that does not say where."""
+    """What a detector says of a volume, or of some of its slices. threshold: for so much lung (or body); map: 0 outside
+    of what was looked at; regions: called forged, NaN for a detector that does not say where."""
 
     score: float
+    threshold: float
+    searched_ml: float
     map: NDArray[np.float32]
     regions: float
 
@@ -82,26 +85,28 @@ class Look:
 class Judge:
     """A detector and its threshold, for one scan and all that is made of it."""
 
-    def __init__(self, detector: Detector, threshold: float = NO_THRESHOLD, device: str = "cpu") -> None:
+    def __init__(self, detector: Detector, threshold: Threshold = NO_THRESHOLD, device: str = "cpu") -> None:
         self.detector = Remembering(detector)
         self.threshold = threshold
         self.device = device
 
-    def look(self, volume: Volume, box: Box | None = None) -> Look:
-        """As `ctguard detect` judges it, without its progress. box: where to look; by default the detector's area."""
-        level = log.level
+    def look(self, volume: Volume, area: Area | None = None) -> Look:
+        """As `ctguard detect` judges it, without its progress. area: where to look; by default the detector's own."""
+        loud = log.level
         log.setLevel(max(logging.WARNING, log.getEffectiveLevel()))
         try:
-            found = search_box(volume, self.detector) if box is None else box
-            score, map_ = judge_box(volume, self.detector, found, device=self.device)
+            area = area or search_area(volume, self.detector)
+            score, map_ = judge_box(volume, self.detector, area.box, device=self.device)
         finally:
-            log.setLevel(level)
+            log.setLevel(loud)
+        level = self.threshold.at(area.ml)
         if not self.detector.localises:
-            return Look(score, map_, float("nan"))
-        if score < self.threshold:
-            return Look(score, map_, 0.0)
-        regions = find_regions(map_, volume.geometry, region_level(self.threshold), peak=self.threshold)
-        return Look(score, map_, float(max(len(regions), 1)))
+            count = float("nan")
+        elif score < level:
+            count = 0.0
+        else:
+            count = float(max(len(find_regions(map_, volume.geometry, region_level(level), peak=level)), 1))
+        return Look(score, level, area.ml, map_, count)
 
 
 class Scan:
@@ -109,7 +114,7 @@ class Scan:
 
     def __init__(self, case: Case, volume: Volume, forgeries: Sequence[Forgery] = ()) -> None:
         self.case, self.volume, self.forgeries = case, volume, tuple(forgeries)
-        self._boxes: dict[tuple[str, str], Box] = {}
+        self._areas: dict[tuple[str, str], Area] = {}
 
     def forged(self, forgery: Forgery) -> Volume:
         """The scan with one of its forgeries, marked."""
@@ -117,12 +122,12 @@ class Scan:
         mark = Mark("forged", f"{edit.task} by {edit.generator} ({edit.mode} mode)")
         return self.volume.changed(forgery.paste(self.volume.hu), Step("forgery", {"name": forgery.name}), mark)
 
-    def box(self, volume: Volume, name: str, detector: Detector) -> Box:
+    def area(self, volume: Volume, name: str, detector: Detector) -> Area:
         """Where a detector looks in a version of the scan; `name` tells versions apart."""
         key = (name, detector.area)
-        if key not in self._boxes:
-            self._boxes[key] = search_box(volume, detector)
-        return self._boxes[key]
+        if key not in self._areas:
+            self._areas[key] = search_area(volume, detector)
+        return self._areas[key]
 
 
 def device_of(detector: Any) -> str:
@@ -135,9 +140,3 @@ def slab_slices(count: int, center_z: float) -> slice:
     """The 32 slices around a place, moved inwards at the ends of the scan; all of a shorter one."""
     first = min(max(round(center_z) - SLAB_SLICES // 2, 0), max(count - SLAB_SLICES, 0))
     return slice(first, min(first + SLAB_SLICES, count))
-
-
-def box_of_slab(box: Box, z: slice) -> Box:
-    """The part of a box that lies in some slices; all of these slices where they do not meet."""
-    low, high = max(box[0].start, z.start), min(box[0].stop, z.stop)
-    return (slice(low, high) if low < high else z, box[1], box[2])

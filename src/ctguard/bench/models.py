@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 
 from ctguard import zoo
+from ctguard.bench.judging import NO_THRESHOLD
 from ctguard.bench.paper_tables import GENERATORS
 from ctguard.core.errors import ModelError
+from ctguard.core.threshold import Threshold
 from ctguard.detect.detector import Detector
 from ctguard.train.checkpoint import Card, read_card
 
@@ -32,7 +34,7 @@ class Model:
     weights: Path | None
     card: Card | None
     trained_on: str = ""
-    threshold: float = 2.0
+    threshold: Threshold = NO_THRESHOLD
     threshold_note: str = ""
 
     @property
@@ -45,7 +47,7 @@ class Model:
         """As tables call it: reduced widths are named."""
         return self.detector if self.card is None else f"{self.detector} ({self.card.size})"
 
-    def at(self, threshold: float, note: str) -> Model:
+    def at(self, threshold: Threshold, note: str) -> Model:
         """The same with a threshold."""
         return replace(self, threshold=threshold, threshold_note=note)
 
@@ -95,7 +97,7 @@ def find_matrix(folder: Path | None) -> list[Model]:
 def _model(name: str, detector: str, path: Path, trained_on: str = "") -> Model:
     card = read_card(path.with_suffix(".json"))
     model = Model(name, detector, path, card, trained_on)
-    return model if card.threshold is None else model.at(card.threshold, f"the card's: {card.threshold_note}")
+    return model if card.threshold is None else model.at(card.scan_threshold, f"the card's: {card.threshold_note}")
 
 
 @lru_cache(maxsize=64)

@@ -31,7 +31,7 @@ def notes_of(models: Sequence[Model], cells: Sequence[Model], split: str, scans:
         "patients, seed 0. F1, IoU and precision: against voxels that changed inside the nominal 32 mm cube, map at "
         '0.5; "f1 of cube" against the whole cube. "f1" is averaged over forged scans, "f1 pooled" counts the '
         "voxels of all of them together.",
-        *(f"Threshold of {model.label}: {model.threshold:.4f}, {model.threshold_note}." for model in trained),
+        *(f"Threshold of {model.label}: {model.threshold}, {model.threshold_note}." for model in trained),
         *(f"{model.label} learned from: {model.card.data}." for model in trained if model.card),
         "A size in brackets is the size of the recipe: cpu is a network of reduced width, trained from scratch.",
     ]

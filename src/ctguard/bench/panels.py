@@ -13,7 +13,7 @@ from scipy import stats
 
 from ctguard.bench.calibrated import NOT_TRAINED, OURS
 from ctguard.bench.detection import CONTROLS, NAN, Measuring, read_kept, scan_key, with_nan, without_nan, write_kept
-from ctguard.bench.judging import Judge, Scan, box_of_slab, slab_slices
+from ctguard.bench.judging import Judge, Scan, slab_slices
 from ctguard.bench.localisation import points_at
 from ctguard.bench.metrics import Interval
 from ctguard.bench.models import Model, load_detector
@@ -37,13 +37,15 @@ Items = Sequence[tuple[Case, list[Forgery]]]
 @dataclass(frozen=True)
 class Probe:
     """One scan after one operation. forged: whether a forgery was in it before. score NaN and left_out, a reason, where
-    the operation cannot be done to this scan. pointing: the map's maximum within 16 mm of the site."""
+    the operation cannot be done to this scan. threshold: of this scan. pointing: the map's maximum within 16 mm of the
+    site."""
 
     patient: str
     scan_id: str
     operation: str
     forged: bool
     score: float = NAN
+    threshold: float = NAN
     pointing: float = NAN
     left_out: str = ""
 
@@ -179,8 +181,8 @@ def _judged(judge: Judge, scan: Scan, version: Version) -> Probe:
         return version.probe
     plain = version.volume is scan.volume
     name = "none" if plain else f"{version.probe.forged} {version.probe.operation}"
-    box = scan.box(version.volume, name, judge.detector)
-    look = judge.look(version.volume, box if version.slab is None else box_of_slab(box, version.slab))
+    area = scan.area(version.volume, name, judge.detector)
+    look = judge.look(version.volume, area if version.slab is None else area.slab(version.slab))
     if version.probe.operation == "none":
         judge.detector.keep()  # slices of the scan itself come again after whatever is lossless
     else:
@@ -188,7 +190,7 @@ def _judged(judge: Judge, scan: Scan, version: Version) -> Probe:
     pointing = NAN
     if version.site_zyx is not None and judge.detector.localises:
         pointing = float(points_at(look.map, version.volume.geometry, version.site_zyx))
-    return replace(version.probe, score=look.score, pointing=pointing)
+    return replace(version.probe, score=look.score, threshold=look.threshold, pointing=pointing)
 
 
 def panel_tables(models: Sequence[Model], probes: Mapping[str, Sequence[Probe]], run_id: str) -> list[Table]:
@@ -225,7 +227,7 @@ def _table(
             if model.card is None:
                 row[model.label] = NOT_TRAINED
             elif scored:
-                row[model.label] = rate([probe.score >= model.threshold for probe in scored])
+                row[model.label] = rate([probe.score >= probe.threshold for probe in scored])
                 if forged and any(math.isfinite(probe.pointing) for probe in scored):
                     row[f"{model.label} points"] = rate([probe.pointing == 1 for probe in scored])
         out.append(row)

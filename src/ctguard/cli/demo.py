@@ -56,7 +56,7 @@ def demo(
     def judge(name: str, volume: Volume) -> Verdict:
         log.info("judging: %s", name)
         found = detect_volume(
-            volume, network, name="unet", model_id=card.sha256, threshold=card.threshold or 0.0, device=place
+            volume, network, name="unet", model_id=card.sha256, threshold=card.scan_threshold, device=place
         )
         write_verdict(run.folder / f"verdict-{name}", Path(name), volume, found)
         return found

@@ -142,7 +142,6 @@ def detect(
 ) -> None:
     """Has this scan been tampered with, and where?"""
     from ctguard import io, zoo
-    from ctguard.core.errors import ModelError
     from ctguard.detect.infer import detect_volume
     from ctguard.io.manifest import peak_mb
 
@@ -151,9 +150,7 @@ def detect(
     reading: dict[str, Any] = {"allow_gaps": allow_gaps, "series_uid": series}
     volume = io.read(scan, **reading)
     network, card = zoo.load(zoo.find(detector, "detector"), weights)
-    if card.threshold is None:
-        raise ModelError("its card has no threshold", where=card.name, remedy="calibrate it on pristine scans")
-    names: dict[str, Any] = {"name": detector, "model_id": card.sha256, "threshold": card.threshold}
+    names: dict[str, Any] = {"name": detector, "model_id": card.sha256, "threshold": card.scan_threshold}
     with nullcontext() if out is None else run_folder(out, scan, reading, {}) as run:
         verdict = detect_volume(volume, network, **names, fast=fast, device=place)
         if run is not None:
@@ -169,7 +166,7 @@ def detect(
 
 def verdict_words(verdict: Verdict) -> str:
     """A verdict for people, a line for each region."""
-    lines = [f"{verdict.words} ({verdict.detector}: score {verdict.score:.3f}, threshold {verdict.threshold:.3f})"]
+    lines = [f"{verdict.words} ({verdict.detector}: score {verdict.score:.5f}, threshold {verdict.threshold:.5f})"]
     for region in verdict.regions:
         site, extent = (", ".join(f"{v:.0f}" for v in values) for values in (region.center_zyx, region.extent_mm))
         lines.append(f"  score {region.score:.3f} at {site} (z, y, x), {extent} mm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,8 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ctguard.core.console import log, progress
 from ctguard.core.errors import ModelError
-from ctguard.core.geometry import Geometry
+from ctguard.core.geometry import Geometry, IntTriple
 from ctguard.core.records import Region, Verdict
+from ctguard.core.threshold import Threshold
 from ctguard.core.volume import Volume
 from ctguard.detect.detector import Detector
 from ctguard.detect.regions import find_regions, region_level
@@ -28,20 +30,38 @@ BLOCK, OVERLAP = 24, 4
 Box = tuple[slice, slice, slice]
 
 
+@dataclass(frozen=True, eq=False)
+class Area:
+    """Where a detector looks. box: with its margin. slice_ml: how much lung (or body) each slice of the scan holds."""
+
+    box: Box
+    slice_ml: NDArray[np.float64]
+
+    @property
+    def ml(self) -> float:
+        """How much of it lies in the box."""
+        return float(self.slice_ml[self.box[0]].sum())
+
+    def slab(self, z: slice) -> Area:
+        """The part that lies in some slices; all of these slices where they do not meet."""
+        low, high = max(self.box[0].start, z.start), min(self.box[0].stop, z.stop)
+        return Area((slice(low, high) if low < high else z, *self.box[1:]), self.slice_ml)
+
+
 def detect_volume(
     volume: Volume,
     detector: Detector,
     *,
     name: str,
     model_id: str,
-    threshold: float,
+    threshold: Threshold,
     fast: bool = False,
     device: str = "cpu",
     batch: int = 4,
 ) -> Verdict:
     """Judge the detector's area, lungs or body, by slices or by overlapping blocks; the highest score is the volume's.
 
-    name, model_id, threshold: as in the detector's card; the threshold is a probability, 0..1.
+    name, model_id, threshold: as in the detector's card. The verdict's own threshold is that of the volume searched.
     fast: of thin slices, only every second or third; one that was left out takes the map of the nearest that was not.
     batch: slices at a time, for a detector of slices. Memory beyond the volume, its mask and its map does not grow with
         the number of slices.
@@ -54,15 +74,16 @@ def detect_volume(
     Source: M3Dsynth, section 3 (slice by slice, maximum over slices).
     """
     step = _fast_step(volume.geometry) if fast else 1
-    box = search_box(volume, detector)
-    score, map_ = judge_box(volume, detector, box, name=name, step=step, device=device, batch=batch)
-    regions = _regions(map_, volume.geometry, threshold) if score >= threshold and detector.localises else ()
-    return Verdict(name, model_id, score, threshold, map_, volume.geometry, regions)
+    area = search_area(volume, detector)
+    level = threshold.at(area.ml)
+    score, map_ = judge_box(volume, detector, area.box, name=name, step=step, device=device, batch=batch)
+    regions = _regions(map_, volume.geometry, level) if score >= level and detector.localises else ()
+    return Verdict(name, model_id, score, level, map_, volume.geometry, regions)
 
 
-def search_box(volume: Volume, detector: Detector) -> Box:
+def search_area(volume: Volume, detector: Detector) -> Area:
     """Where a detector looks: the box of its area, lungs or body, with a margin in the plane."""
-    return _lung_box(volume) if detector.area == "lungs" else _body_box(volume)
+    return _lungs(volume) if detector.area == "lungs" else _body(volume)
 
 
 def judge_box(
@@ -149,30 +170,30 @@ def _fast_step(geometry: Geometry) -> int:
     return int(np.clip(FAST_GAP_MM // geometry.spacing_zyx_mm[0], 1, FAST_STEP))
 
 
-def _body_box(volume: Volume) -> Box:
+def _body(volume: Volume) -> Area:
     mask = body_mask(volume)
     if not mask.any():
         log.warning("no body found in the scan: looking at the whole of every slice")
-        return _whole(volume)
-    rows, columns = mask.any(axis=(0, 2)), mask.any(axis=(0, 1))
-    return slice(0, volume.hu.shape[0]), _span(rows, MARGIN), _span(columns, MARGIN)
+        return _area(volume, np.ones(volume.hu.shape, dtype=bool), (0, 0, 0))
+    whole = slice(0, volume.hu.shape[0])
+    area = _area(volume, mask, (0, MARGIN, MARGIN))
+    return Area((whole, *area.box[1:]), area.slice_ml)
 
 
-def _lung_box(volume: Volume) -> Box:
+def _lungs(volume: Volume) -> Area:
     mask = lung_mask(volume)
     if not mask.any():
         log.warning("no lungs found in the scan: looking at the whole body")
-        return _body_box(volume)
-    return (
-        _span(mask.any(axis=(1, 2)), 1),
-        _span(mask.any(axis=(0, 2)), MARGIN),
-        _span(mask.any(axis=(0, 1)), MARGIN),
+        return _body(volume)
+    return _area(volume, mask, (1, MARGIN, MARGIN))
+
+
+def _area(volume: Volume, mask: NDArray[np.bool_], margins: IntTriple) -> Area:
+    """The box of a mask with margins, and the mask's volume."""
+    z, y, x = (
+        _span(mask.any(axis=others), margin) for others, margin in zip(((1, 2), (0, 2), (0, 1)), margins, strict=True)
     )
-
-
-def _whole(volume: Volume) -> Box:
-    z, y, x = volume.hu.shape
-    return slice(0, z), slice(0, y), slice(0, x)
+    return Area((z, y, x), mask.sum(axis=(1, 2)) * volume.geometry.voxel_mm3 / 1000)
 
 
 def _span(present: ArrayLike, margin: int) -> slice:

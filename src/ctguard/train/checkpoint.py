@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ctguard.core.errors import ModelError
+from ctguard.core.threshold import Threshold
 from ctguard.io.manifest import sha256_file
 
 NOT_SHIPPED = ("discriminator.", "reverse.", "pool.")
@@ -24,7 +25,8 @@ class Card:
     """What stands beside a weights file, as JSON.
 
     settings: of the architecture. data: collections, licences and counts. metrics: measured on validation data.
-    threshold: of a detector's score, and how it was found. trained_against: name -> sha256 of the weights (generators
+    threshold, threshold_tail: of a detector's score, as core.threshold says; threshold_note: how they were found.
+    trained_against: name -> sha256 of the weights (generators
     of a detector's forgeries, attacks of a protector) that were in force; a test lists stale ones.
     """
 
@@ -40,10 +42,18 @@ class Card:
     commit: str
     metrics: dict[str, float] = field(default_factory=dict)
     threshold: float | None = None
+    threshold_tail: float = 0.0
     threshold_note: str = ""
     trained_against: dict[str, str] = field(default_factory=dict)
     notes: str = ""
     sha256: str = ""
+
+    @property
+    def scan_threshold(self) -> Threshold:
+        """A detector's threshold. Raises ModelError where there is none."""
+        if self.threshold is None:
+            raise ModelError("its card has no threshold", where=self.name, remedy="calibrate it on pristine scans")
+        return Threshold(self.threshold, self.threshold_tail)
 
 
 def save_checkpoint(module: nn.Module, card: Card, folder: Path) -> Card:

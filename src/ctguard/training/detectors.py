@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from ctguard.bench.detection import find_threshold, score_pristine
+from ctguard.bench.calibration import find_threshold
+from ctguard.bench.detection import score_pristine
 from ctguard.cohort.slabs import SlabBatches
 from ctguard.cohort.slices import SliceBatches, read_slices
 from ctguard.core.errors import RecipeError
+from ctguard.core.threshold import Threshold
 from ctguard.io.cases import read_cases
 from ctguard.io.forgeries import read_manifest
 from ctguard.tamper.stand_ins import REACH_MM, forge_stand_in
@@ -83,8 +85,9 @@ def judge_detector(model: nn.Module, batches: Sequence[Batch]) -> dict[str, floa
     return {"score": f1, "f1": f1, "iou": hit / max(hit + false + missed, 1), "patch_accuracy": accuracy}
 
 
-def _calibrate(module: nn.Module, folder: Path) -> tuple[float, str]:
+def _calibrate(module: nn.Module, folder: Path) -> tuple[Threshold, str]:
     """The threshold of whole pristine validation scans, and how it was found."""
     index, _ = read_manifest(folder)
     cases = [case for case in read_cases(index) if case.split == "valid"]
-    return find_threshold(score_pristine(module, index, cases))
+    rows = score_pristine(module, index, cases)
+    return find_threshold([(row.score, row.searched_ml) for row in rows])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ctguard.core.threshold import Threshold
 from ctguard.phantom.patients import COLLECTION as PHANTOM
 from ctguard.train.fit import Batch
 
@@ -27,7 +28,7 @@ class Material:
     validate: Callable[[nn.Module], dict[str, float]]
     trained_against: dict[str, str]
     description: str
-    calibrate: Callable[[nn.Module], tuple[float, str]] | None = None
+    calibrate: Callable[[nn.Module], tuple[Threshold, str]] | None = None
 
 
 def named(collection: str) -> str:

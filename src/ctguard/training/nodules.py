@@ -11,6 +11,7 @@ from torch import nn
 from ctguard.bench.malignancy import NoduleScores, judge_scorer, score_batches, youden
 from ctguard.cohort.nodules import SLACK, NoduleBatches, NoduleBlocks, joined, judged_batches, read_blocks
 from ctguard.core.errors import DataError
+from ctguard.core.threshold import Threshold
 from ctguard.io.cases import read_cases
 from ctguard.train.recipe import Recipe
 from ctguard.training.material import Material
@@ -49,10 +50,14 @@ def scorer_material(recipe: Recipe, data: Sequence[Path], module: Any, out: Path
             score_batches(model, judged), valid.malignant[nodules], valid.diameter_mm[nodules].astype(float)
         )
 
+    def calibrate(model: nn.Module) -> tuple[Threshold, str]:
+        value, note = youden(score(model))
+        return Threshold(value), note
+
     return Material(
         NoduleBatches(train_blocks, recipe.batch, recipe.seed, module.block_mm),
         lambda model: judge_scorer(score(model)),
         {},
         "; ".join(f"{split}: {joined(bank).summary()}" for split, bank in banks.items()),
-        lambda model: youden(score(model)),
+        calibrate,
     )
