@@ -21,7 +21,7 @@ ctguard phantom "$out/test" --patients 30 --seed 460 --split test --jobs 2
 ctguard phantom "$out/planted_R01" --patients 150 --seed 5000 --into "$series/R01-001"
 ctguard phantom "$out/planted_B" --patients 25 --seed 5300 --into "$series/Lung_Dx-A0001_B"
 ctguard phantom "$out/planted_L" --patients 25 --seed 5400 --into "$series/Lung_Dx-A0001_L"
-# The remover also learns from large ones, whose rim stands around the core, and from such at the edge of the lung.
+# Large ones, whose rim stands around the core, for the remover; such at the edge of the lung for both.
 ctguard phantom "$out/large_R01" --patients 90 --seed 6000 --min-mm 16 --into "$series/R01-001"
 ctguard phantom "$out/large_B" --patients 25 --seed 6200 --min-mm 16 --into "$series/Lung_Dx-A0001_B"
 ctguard phantom "$out/large_L" --patients 25 --seed 6300 --min-mm 16 --into "$series/Lung_Dx-A0001_L"
@@ -55,11 +55,12 @@ write_cases([*real, *phantoms], out / "all.csv")
 PY
 
 # 4. Generators.
-more=()
-data=(--data "$out/train/index.csv" --data "$out/planted_R01/index.csv" --data "$out/planted_B/index.csv" --data "$out/planted_L/index.csv")
-ctguard train "$here/recipes/pix2pix_inject.toml" "${data[@]}" --out "$out/pix2pix_inject" --resume
-for name in large_R01 large_B large_L wall_R01 wall_B wall_L; do more+=(--data "$out/$name/index.csv"); done
-ctguard train "$here/recipes/pix2pix_remove.toml" "${data[@]}" "${more[@]}" --data "$out/real.csv" --out "$out/pix2pix_remove" --resume
+inject=(--data "$out/train/index.csv")
+for name in planted_R01 planted_B planted_L wall_R01 wall_B wall_L; do inject+=(--data "$out/$name/index.csv"); done
+ctguard train "$here/recipes/pix2pix_inject.toml" "${inject[@]}" --out "$out/pix2pix_inject" --resume
+remove=(--data "$out/train/index.csv")
+for part in planted large wall; do for name in R01 B L; do remove+=(--data "$out/${part}_$name/index.csv"); done; done
+ctguard train "$here/recipes/pix2pix_remove.toml" "${remove[@]}" --data "$out/real.csv" --out "$out/pix2pix_remove" --resume
 cp "$out"/pix2pix_*/pix2pix_*.{safetensors,json} "$here/src/ctguard/weights/"
 
 # 5. Forgeries: the same sites for every generator; more of them in the few real series.
@@ -67,6 +68,5 @@ ctguard synth "$out/all.csv" "$out/forged" --generators pix2pix,copy-move --inje
   --plain-sites 24 --seed 1 --jobs 2
 
 # 6. Detector; its threshold comes from the pristine validation patients.
-ctguard train "$here/recipes/unet.toml" --data "$out/forged" --out "$out/unet_first" --resume
-ctguard train "$here/recipes/unet.toml" --data "$out/forged" --out "$out/unet" --init "$out/unet_first/unet.safetensors" --resume
+ctguard train "$here/recipes/unet.toml" --data "$out/forged" --out "$out/unet" --resume
 cp "$out"/unet/unet.{safetensors,json} "$here/src/ctguard/weights/"

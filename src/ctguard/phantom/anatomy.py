@@ -118,6 +118,9 @@ def ripple(a: Anatomy, x: F64, y: F64, z: F64, first: int = 0, count: int = 7) -
     """Smooth random displacement, a few millimetres."""
     total = np.zeros(np.broadcast_shapes(x.shape, y.shape, z.shape))
     for kx, ky, kz, phase, amplitude in a.waves[first : first + count]:
+        if x.shape == total.shape == y.shape:  # points, not the axes of a grid: one sine each is less than four
+            total += amplitude * np.sin(ky * y + kz * z + phase + kx * x)
+            continue
         plane, row = ky * y + kz * z + phase, kx * x
         total += (amplitude * np.sin(plane)) * np.cos(row) + (amplitude * np.cos(plane)) * np.sin(row)
     return total
