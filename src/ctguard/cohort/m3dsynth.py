@@ -24,7 +24,7 @@ from ctguard.core.records import Split, Task
 
 Generator = Literal["pix2pix", "cycle", "diffusion"]
 GENERATORS: tuple[Generator, ...] = get_args(Generator)
-CONTROLS = ("identity", "copy-move")
+CONTROLS = ("identity", "copy-move", "twin")
 """What `ctguard synth` adds to a data set of this layout; the release has none."""
 
 _TASKS: Mapping[str, Task] = {"inj": "inject", "rem": "remove"}

@@ -31,6 +31,7 @@ from ctguard.synth.sites import (
     tables_of,
     with_donors,
 )
+from ctguard.synth.twin import TWIN
 from ctguard.tamper.pipeline import Sampled
 
 CASES = "cases"
@@ -114,8 +115,9 @@ def _samples(
                 what = "nodule" if site.task == "inject" else "plain lung"
                 skipped.append(Skipped(case.scan_id, site.site_id, name, f"no other {what} to copy"))
                 continue
-            weights = zoo.find(name, "generator", site.task).weights_in(rule.weights)
-            sampled = rule.sampler is not None and isinstance(load_generator(name, site.task, weights)[0], Sampled)
+            weights = None if name == TWIN else zoo.find(name, "generator", site.task).weights_in(rule.weights)
+            samples = rule.sampler is not None and name != TWIN
+            sampled = samples and isinstance(load_generator(name, site.task, weights)[0], Sampled)
             request = Request(site.task, site.center_zyx, name, rule.mode, site.core_mm, site.seed)
             request = replace(request, sampler=rule.sampler) if sampled else request
             donor = site.donor_zyx if name == "copy-move" else None

@@ -31,12 +31,13 @@ from ctguard.core.records import Edit, Finding, Mode, Task
 from ctguard.core.volume import Volume
 from ctguard.image.box import mask_box
 from ctguard.image.noise import local_sd_map
+from ctguard.synth.twin import TWIN, paste_twin
 from ctguard.tamper.cube import CUBE_MM, Box, exact_cube
 from ctguard.tamper.pipeline import Generator, Plan, Sampler, forge, make_plan, plan_cube
 
 STRONG_SHARE = 0.5
 _CONTEXT_VOXELS = 8
-CONTROLS = ("identity", "copy-move")
+CONTROLS = ("identity", "copy-move", TWIN)
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,14 @@ def tamper_scan(
     check_source(volume)
     clock = Clock()
     plan = _draw_plan(volume, request, weights, donor_zyx)
-    generator = _generator(volume, plan, weights)
-    clock.lap("model")
-    with _timed(generator) as network:
-        box, hu = apply_plan(volume.hu, volume.geometry, plan, generator)
+    network = [0.0]
+    if plan.generator == TWIN:
+        box, hu = paste_twin(volume, plan)
+    else:
+        generator = _generator(volume, plan, weights)
+        clock.lap("model")
+        with _timed(generator) as network:
+            box, hu = apply_plan(volume.hu, volume.geometry, plan, generator)
     hu = fitted(volume, volume.hu[box.slices()], hu)
     clock.lap("chain")
     clock.seconds |= {"network": network[0], "chain": clock.seconds["chain"] - network[0]}

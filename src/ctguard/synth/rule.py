@@ -13,6 +13,7 @@ from ctguard.core.records import Case, Mode, Task
 from ctguard.io.manifest import sha256_file
 from ctguard.synth.layouts import FORMATS, Format
 from ctguard.synth.sites import RELEASED_NAMES, SiteRule, tables_of
+from ctguard.synth.twin import TWIN
 from ctguard.tamper.pipeline import Sampler
 
 GENERATORS = tuple(RELEASED_NAMES)
@@ -45,7 +46,7 @@ def check_rule(rule: DatasetRule, cases: Sequence[Case]) -> None:
     """Raise RecipeError for an option that does not exist, DataError for a scan_id or tables that cannot be used."""
     if rule.format not in FORMATS:
         raise RecipeError(f"there is no format {rule.format!r}", remedy=f"give one of {', '.join(FORMATS)}")
-    known = tuple(dict.fromkeys((*GENERATORS, *zoo.names("generator"))))
+    known = tuple(dict.fromkeys((*GENERATORS, *zoo.names("generator"), TWIN)))
     if not rule.generators or len(set(rule.generators)) < len(rule.generators):
         raise RecipeError("no generator, or one twice", remedy=f"give some of {', '.join(known)}")
     strange = [name for name in rule.generators if name not in known]
@@ -62,7 +63,7 @@ def model_hashes(rule: DatasetRule) -> dict[str, str]:
     """SHA-256 of the weights of each generator and task. Raises ModelError, in one line, for all that is missing."""
     found: dict[str, str] = {}
     missing = []
-    for name in rule.generators:
+    for name in (one for one in rule.generators if one != TWIN):
         for task in _TASKS:
             if name not in zoo.names("generator"):
                 missing.append(f"{name} ({task})")
