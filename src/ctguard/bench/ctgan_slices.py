@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 from scipy import ndimage
 
-from ctguard.bench.detection import NAN, Measuring, read_kept, with_nan, without_nan, write_kept
+from ctguard.bench.detection import Measuring
 from ctguard.bench.judging import Judge
+from ctguard.bench.kept import NAN, read_kept, with_nan, without_nan, write_kept
 from ctguard.bench.metrics import auc
 from ctguard.bench.models import Model, load_detector
 from ctguard.bench.resampling import Patients, interval

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,18 +14,17 @@ import numpy as np
 from ctguard import __version__
 from ctguard.bench.calibration import find_threshold
 from ctguard.bench.judging import NO_THRESHOLD, Judge, Look, Scan, device_of, slab_slices
+from ctguard.bench.kept import NAN, read_kept, with_nan, without_nan, write_kept
 from ctguard.bench.localisation import Counts, Truth, average_precision, points_at
 from ctguard.bench.models import Model, load_detector
 from ctguard.core.console import progress
 from ctguard.core.errors import DataError
 from ctguard.core.records import Case, Split
 from ctguard.detect.regions import MAP_THRESHOLD
-from ctguard.io.atomic import atomic_files
 from ctguard.io.cases import read_case, read_cases
 from ctguard.io.forgeries import Forgery, read_manifest
 from ctguard.parallel import map_cases
 
-NAN = float("nan")
 PRISTINE = "pristine"
 CONTROLS = ("identity", "twin")
 """Their tissue is the scan's own: out of every threshold and sensitivity, reported by themselves."""
@@ -257,31 +255,6 @@ def scan_key(model: Model, case: Case, forgeries: Sequence[Forgery], *what: obje
         digest.update(forgery.name.encode())
         digest.update(np.ascontiguousarray(forgery.block).tobytes())
     return digest.hexdigest()
-
-
-def without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as JSON can hold it: None for NaN."""
-    return {key: None if isinstance(value, float) and np.isnan(value) else value for key, value in row.items()}
-
-
-def with_nan(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row that `without_nan` was given."""
-    return {key: NAN if value is None else value for key, value in row.items()}
-
-
-def read_kept(path: Path, key: str) -> list[dict[str, Any]] | None:
-    """Rows that a run left, None where there are none or they are of something else."""
-    if not path.is_file():
-        return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    rows: list[dict[str, Any]] | None = stored["rows"] if stored["key"] == key else None
-    return rows
-
-
-def write_kept(path: Path, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Keep the rows of a finished scan."""
-    with atomic_files(path) as stage:
-        (stage / path.name).write_text(json.dumps({"key": key, "rows": list(rows)}), encoding="utf-8")
 
 
 def calibrate(models: Sequence[Model], folder: Path, how: Measuring, patients: int | None, anew: bool) -> list[Model]:

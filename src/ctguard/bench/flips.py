@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from ctguard.bench.kept import NAN
 from ctguard.bench.malignancy import PRISTINE, SIZE_BAND_MM, NoduleScores, Site
 from ctguard.bench.metrics import Interval, bootstrap
-from ctguard.bench.quality import NAN, Floats, histogram_distance_hu
+from ctguard.bench.quality import Floats, histogram_distance_hu
 from ctguard.bench.table import markdown
 from ctguard.core.records import Table
 from ctguard.train.checkpoint import Card

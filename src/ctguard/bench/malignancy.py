@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -16,8 +15,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ctguard import zoo
+from ctguard.bench.kept import NAN, read_kept, without_nan, write_kept
 from ctguard.bench.metrics import auc
-from ctguard.bench.quality import NAN, Quality, forgery_quality, nodule_histogram
+from ctguard.bench.quality import Quality, forgery_quality, nodule_histogram
 from ctguard.cad.network import NoisyOr3d
 from ctguard.cad.propose import Box, propose
 from ctguard.cad.score import score_sites
@@ -27,7 +27,6 @@ from ctguard.core.geometry import FloatTriple, as_float_triple, lps_mm_to_index
 from ctguard.core.records import Case, Split
 from ctguard.core.volume import Volume
 from ctguard.image.lung import lung_mask
-from ctguard.io.atomic import atomic_files
 from ctguard.io.cases import read_case, read_cases
 from ctguard.io.forgeries import Forgery, read_manifest
 from ctguard.parallel import map_cases
@@ -127,17 +126,15 @@ class Site:
 
     def to_json(self) -> dict[str, Any]:
         """As it is kept between runs; NaN becomes None."""
-        row = {key: value for key, value in vars(self).items() if key != "quality"}
-        row["before"] = None if np.isnan(self.before) else self.before
-        return {**row, "quality": None if self.quality is None else self.quality.to_json()}
+        return {**without_nan(vars(self)), "quality": None if self.quality is None else self.quality.to_json()}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Site:
         """What `to_json` made."""
         quality = None if row["quality"] is None else Quality.from_json(row["quality"])
         before = NAN if row["before"] is None else row["before"]
-        fields = {**row, "quality": quality, "before": before, "nodule": tuple(row["nodule"])}
-        return cls(**{**fields, "center_zyx": tuple(row["center_zyx"])})
+        nodule, center = tuple(row["nodule"]), tuple(row["center_zyx"])
+        return cls(**{**row, "quality": quality, "before": before, "nodule": nodule, "center_zyx": center})
 
 
 def measure_folder(
@@ -183,16 +180,13 @@ def _measure_case(item: tuple[Case, list[Forgery]], index: Path, work: Path, wei
         digest.update(forgery.name.encode())
         digest.update(np.ascontiguousarray(forgery.block).tobytes())
     kept = work / f"{case.scan_id}.json"
-    if kept.is_file():
-        stored = json.loads(kept.read_text(encoding="utf-8"))
-        if stored["key"] == digest.hexdigest():
-            return [Site.from_json(row) for row in stored["rows"]]
+    stored = read_kept(kept, digest.hexdigest())
+    if stored is not None:
+        return [Site.from_json(row) for row in stored]
     volume = read_case(index, case)
     lung = lung_mask(volume)
     rows = [*_pristine_sites(case, volume, scorer, lung), *_forged_sites(case, forgeries, volume, scorer, lung)]
-    with atomic_files(kept) as stage:
-        text = json.dumps({"key": digest.hexdigest(), "rows": [row.to_json() for row in rows]})
-        (stage / kept.name).write_text(text, encoding="utf-8")
+    write_kept(kept, digest.hexdigest(), [row.to_json() for row in rows])
     return rows
 
 

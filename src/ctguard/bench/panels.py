@@ -12,8 +12,9 @@ from typing import Any
 from scipy import stats
 
 from ctguard.bench.calibrated import NOT_TRAINED, OURS
-from ctguard.bench.detection import CONTROLS, NAN, Measuring, read_kept, scan_key, with_nan, without_nan, write_kept
+from ctguard.bench.detection import CONTROLS, Measuring, scan_key
 from ctguard.bench.judging import Judge, Scan, slab_slices
+from ctguard.bench.kept import NAN, read_kept, with_nan, without_nan, write_kept
 from ctguard.bench.localisation import points_at
 from ctguard.bench.metrics import Interval
 from ctguard.bench.models import Model, load_detector

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ctguard.bench.kept import NAN
 from ctguard.core.geometry import FloatTriple, as_int_triple
 from ctguard.core.records import Edit
 from ctguard.core.volume import Volume
@@ -31,7 +32,6 @@ _LEAST_VOXELS = 200
 _MOSTLY = 0.8
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
-NAN = float("nan")
 
 
 @dataclass(frozen=True, eq=False)
