@@ -45,6 +45,8 @@ class Entry:
 _CTGAN = "Mirsky et al., CT-GAN, USENIX Security 2019"
 _CYCLE = "Zhu et al., CycleGAN, ICCV 2017, as in M3Dsynth, Zingarini et al., ICASSP 2024"
 _DDPM = "Ho et al., DDPM, NeurIPS 2020, as in M3Dsynth, Zingarini et al., ICASSP 2024"
+_MITS = "Pasqualino et al., MITS-GAN, Comput. Biol. Med. 183, 2024"
+_TAFIM = "Aneja et al., TAFIM, ECCV 2022"
 _CONTROL = "control forgery, M3Dsynth chain without a generator"
 _CUBE_WINDOW = (-1024.0, 1600.0)
 
@@ -210,6 +212,51 @@ ENTRIES: tuple[Entry, ...] = (
         window_hu=_CUBE_WINDOW,
         weights="",
         source="uniform noise within the budget: the floor of every protection table",
+    ),
+    Entry(
+        name="mitsgan",
+        kind="protector",
+        task="perturbation",
+        class_path="ctguard.protect.mitsgan:MITSGAN",
+        window_hu=(-1150.0, 350.0),
+        weights="mitsgan_gradient",
+        source=f"{_MITS}, with gradients through the forging chain and a budget in HU",
+    ),
+    Entry(
+        name="mitsgan-paper",
+        kind="protector",
+        task="perturbation",
+        class_path="ctguard.protect.mitsgan:MITSGAN",
+        window_hu=(-1024.0, 3071.0),
+        weights="mitsgan_paper",
+        source=_MITS,
+    ),
+    Entry(
+        name="tafim",
+        kind="protector",
+        task="perturbation",
+        class_path="ctguard.protect.tafim:TAFIM",
+        window_hu=_CUBE_WINDOW,
+        weights="tafim",
+        source=_TAFIM,
+    ),
+    Entry(
+        name="tafim-global",
+        kind="protector",
+        task="perturbation",
+        class_path="ctguard.protect.tafim:TAFIMGlobal",
+        window_hu=_CUBE_WINDOW,
+        weights="tafim",
+        source=f"{_TAFIM}: its global perturbation alone",
+    ),
+    Entry(
+        name="shield",
+        kind="protector",
+        task="perturbation",
+        class_path="ctguard.protect.shield:Shield",
+        window_hu=_CUBE_WINDOW,
+        weights="shield",
+        source="ours: carrier waves at a share of the local noise (docs/concepts/shield.md)",
     ),
     Entry(
         name="seal",

@@ -63,7 +63,7 @@ def test_seal_verify_edit_restore(series: Path, key: Path, tmp_path: Path, capfd
     assert header.SeriesDescription.startswith("PROTECTED COPY")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.html", "run.json", "seal.jsonl", "series"]
     intact = _verify(capfd, sealed, "--key", key, "--fail-if-broken")
-    assert (intact["seal"], intact["regions"], intact["signature"]) == ("intact", [], "not-checked")
+    assert (intact["seal"], intact["regions"], intact["signature"]) == ("intact", [], "absent")
     done = run(capfd, "restore", sealed, tmp_path / "back", "--key", key)
     assert done.code == 0, done.err
     back = [pydicom.dcmread(f).pixel_array for f in sorted((tmp_path / "back").glob("*.dcm"))]

@@ -74,15 +74,10 @@ def _noise(volume: Volume) -> dict[str, float | None]:
 
 
 def _signature(files: Sequence[str]) -> str:
-    """Whether slices carry digital signatures (DICOM PS3.15 C.1); checking them is another matter."""
-    import pydicom
+    """Whether slices carry digital signatures (DICOM PS3.15 C.1); checking them is `verify`'s."""
+    from ctguard.export.sign import is_signed
 
-    from ctguard.io.dicom import opened
-
-    signed = 0
-    for name in files:
-        with opened(name) as stream:
-            signed += "DigitalSignaturesSequence" in pydicom.dcmread(stream, specific_tags=[0xFFFAFFFA], force=True)
+    signed = is_signed(files)
     return f"present on {signed} of {len(files)} slices, not checked" if signed else "absent"
 
 

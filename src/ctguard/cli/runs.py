@@ -119,6 +119,14 @@ def write_protected(
     return [io.write(protected, folder / SERIES[format]), report]
 
 
+def sign_series(folder: Path, key_and_certificate: tuple[Path, Path] | None) -> None:
+    """Sign the DICOM series that a run folder holds, where a key and its certificate were given."""
+    if key_and_certificate is not None:
+        from ctguard.export.sign import sign_files
+
+        sign_files(sorted((folder / SERIES["dicom"]).glob("*.dcm")), *key_and_certificate)
+
+
 def verdict_facts(scan: Path, verdict: Verdict) -> dict[str, Any]:
     """A verdict as `detect --json` prints it, without seconds and memory."""
     return {

@@ -28,6 +28,7 @@ from ctguard.cli.runs import (
     EDIT,
     rebuild,
     run_folder,
+    sign_series,
     verdict_facts,
     write_dicom_results,
     write_forgery,
@@ -181,11 +182,23 @@ def protect(
     budget_hu: Annotated[
         float | None, typer.Option("--budget-hu", min=1.0, help="No voxel changes by more.  [seal: 3]")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="ascent: how many attacks it works against.")] = 200,
-    against: Annotated[Path | None, typer.Option(help="ascent: folder with weights of other generators.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="ascent: attacks that it works against [200]; shield: steps of refining.")
+    ] = None,
+    refine: Annotated[
+        float | None, typer.Option(metavar="MINUTES", min=0.0, help="shield: refine it for this scan.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="ascent, shield: folder with weights of other generators.")
+    ] = None,
+    weights: Weights = None,
     key: Annotated[Path | None, typer.Option(help="seal: key file of `ctguard keygen`, mode 0600.")] = None,
     ledger: Annotated[Path | None, typer.Option(help="seal: append to this file, outside the archive.")] = None,
     digest_only: Annotated[bool, typer.Option("--digest-only", help="seal: change no pixel.")] = False,
+    sign: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--sign", metavar="KEY CERT", help="Sign the copy with DCMTK's dcmsign; key, certificate: PEM."),
+    ] = None,
     format: Format = "dicom",
     series: Series = None,
     allow_gaps: AllowGaps = False,
@@ -196,24 +209,42 @@ def protect(
     """A copy of the scan that is hard to forge."""
     from ctguard import io
     from ctguard.defence import protect_scan
+    from ctguard.protect.shield_refine import Effort
 
+    if refine and protector != "shield":
+        raise typer.BadParameter("only the shield is refined", param_hint="--refine")
+    if sign is not None:
+        from ctguard.export.sign import check_signing
+
+        if format != "dicom":
+            raise typer.BadParameter("only DICOM carries signatures: leave --format out", param_hint="--sign")
+        check_signing(*sign)
     reading: dict[str, Any] = {"allow_gaps": allow_gaps, "series_uid": series}
     if protector == SEAL:
-        most = 0.0 if digest_only else budget_hu or SEAL_HU
-        sealing: dict[str, Any] = {"max_hu": most, "seed": seed, "format": format, "ledger": ledger}
-        show(*protect_seal(scan, out, key, reading=reading, **sealing), as_json)
+        from ctguard.protect.seal import SealSettings
+
+        sealing = SealSettings(max_hu=0.0 if digest_only else budget_hu or SEAL_HU, seed=seed)
+        rest: dict[str, Any] = {"format": format, "ledger": ledger, "sign": sign}
+        show(*protect_seal(scan, out, key, reading=reading, settings=sealing, **rest), as_json)
         return
     if budget_hu is None:
         raise typer.BadParameter("say by how much voxels may change", param_hint="--budget-hu")
     torch_device("cpu")
     volume = io.read(scan, **reading)
     with run_folder(out, scan, reading, {"protect": seed}) as run:
-        protected, added = protect_scan(
-            volume, protector, budget_hu=budget_hu, seed=seed, steps=steps, against=against, quiet=quiet
-        )
+        settings: dict[str, Any] = {"against": against, "weights": weights, "quiet": quiet}
+        if protector == "shield" and (refine or steps):
+            settings["steps"] = Effort(None if refine else steps, refine or None)
+        elif steps is not None:
+            settings["steps"] = steps
+        protected, added = protect_scan(volume, protector, budget_hu=budget_hu, seed=seed, **settings)
         facts: dict[str, Json] = {"protector": protector, "budget_hu": budget_hu, **added.to_json()}
+        done = protected.provenance.steps[-1].params
+        facts |= {name: done[name] for name in ("refine_steps",) if name in done}
         run.note("protection", facts)
-        for path in write_protected(run.folder, volume, protected, facts, format):
+        made = write_protected(run.folder, volume, protected, facts, format)
+        sign_series(run.folder, sign)
+        for path in made:
             run.add_output(path)
     words = f"{out}: {protector} added at most {added.max_hu:.0f} HU, SD {added.sd_hu:.2f} HU"
     show({"scan": str(scan), "out": str(out), **facts}, words, as_json)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ctguard.cli.common import TAMPERED, AllowGaps, AsJson, Quiet, Scan, Series, show, verb
-from ctguard.cli.runs import MAP, run_folder, write_protected
+from ctguard.cli.runs import MAP, run_folder, sign_series, write_protected
 
 if TYPE_CHECKING:
     from ctguard.core.provenance import Json
     from ctguard.core.volume import Volume
     from ctguard.io.manifest import RunManifest
     from ctguard.protect.record import Seal
+    from ctguard.protect.seal import SealSettings
     from ctguard.protect.verdict import SealVerdict
 
 SEAL, LEDGER, VERDICT = "seal", "seal.jsonl", "verdict.json"
@@ -53,17 +54,19 @@ def verify(
     scan: Scan,
     key: Annotated[Path | None, typer.Option(help="Key file of `ctguard keygen`, mode 0600.")] = None,
     ledger: Ledger = None,
+    cert: Annotated[Path | None, typer.Option(help="Certificate (PEM) that DICOM signatures are trusted by.")] = None,
     out: Annotated[Path | None, typer.Option(help="New folder for verdict.json and map.nii.gz.")] = None,
     fail_if_broken: Annotated[
-        bool, typer.Option("--fail-if-broken", help="Exit 3 if broken, missing or geometry-changed.")
+        bool, typer.Option("--fail-if-broken", help="Exit 3 if broken, missing, geometry-changed or signed wrongly.")
     ] = False,
     series: Series = None,
     allow_gaps: AllowGaps = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Is this sealed scan unchanged, and if not, where was it changed?"""
+    """Is this sealed or signed scan unchanged, and if not, where was it changed?"""
     from ctguard import io
+    from ctguard.export.sign import check_files
     from ctguard.io.manifest import peak_mb
     from ctguard.io.private import read_blocks
     from ctguard.protect.keys import read_key
@@ -79,13 +82,14 @@ def verify(
     volume = io.read(scan, **reading)
     known = [] if ledger is None or secret is None else read_ledger(ledger, secret.key_id)
     verdict = verify_volume(volume, secret, from_blocks(read_blocks(volume), str(scan)), known)
-    facts = {"scan": str(scan), "signature": "not-checked", **verdict.to_json()}
+    signature = check_files(volume.provenance.source.files if volume.provenance.source.format == "dicom" else (), cert)
+    facts = {"scan": str(scan), "signature": signature.state, "signature_words": signature.words, **verdict.to_json()}
     if out is not None:
         with run_folder(out, scan, reading, {}) as run:
             _write_verdict(run, volume, verdict, facts)
     facts |= {"seconds": round(time.perf_counter() - started, 2), "peak_mb": peak_mb()}
-    show(facts, verdict_words(verdict), as_json)
-    if fail_if_broken and verdict.state in ALARMS:
+    show(facts, f"{verdict_words(verdict)}\nsignature {signature.state}: {signature.words}", as_json)
+    if fail_if_broken and (verdict.state in ALARMS or signature.state == "invalid"):
         raise typer.Exit(TAMPERED)
 
 
@@ -184,10 +188,10 @@ def protect_seal(
     key: Path | None,
     *,
     reading: dict[str, Any],
-    max_hu: float,
-    seed: int,
+    settings: SealSettings,
     format: str,
     ledger: Path | None,
+    sign: tuple[Path, Path] | None,
 ) -> tuple[dict[str, Any], str]:
     """What `protect --protector seal` does: facts for --json, and words."""
     from ctguard import io
@@ -195,18 +199,21 @@ def protect_seal(
     from ctguard.io.derived import stored_range_hu
     from ctguard.protect.keys import read_key
     from ctguard.protect.record import append_ledger
-    from ctguard.protect.seal import SealSettings, seal_volume
+    from ctguard.protect.seal import seal_volume
 
     if key is None:
         raise typer.BadParameter("a seal needs a key: give --key", param_hint="--key")
-    secret, settings = read_key(key), SealSettings(max_hu=max_hu, seed=seed)
+    secret = read_key(key)
     volume = io.read(scan, **reading)
     check_unmarked(volume)
-    with run_folder(out, scan, reading, {"protect": seed}) as run:
+    with run_folder(out, scan, reading, {"protect": settings.seed}) as run:
         sealed, seal, price = seal_volume(volume, secret, settings, stored_range_hu=stored_range_hu(volume))
-        facts: dict[str, Json] = {"protector": SEAL, "budget_hu": max_hu, "key_id": secret.key_id, **price.to_json()}
+        facts: dict[str, Json] = {"protector": SEAL, "budget_hu": settings.max_hu, "key_id": secret.key_id}
+        facts |= price.to_json()
         run.note("protection", facts)
-        for path in write_sealed(run.folder, volume, sealed, seal, facts, format):
+        made = write_sealed(run.folder, volume, sealed, seal, facts, format)
+        sign_series(run.folder, sign)
+        for path in made:
             run.add_output(path)
     if ledger is not None:
         append_ledger(ledger, seal)

@@ -81,17 +81,20 @@ def replace(hu: Tensor, box: Box, block: Tensor) -> Tensor:
     return result
 
 
-def blend_clean(hu: Tensor, cube: Cube, native: Tensor, core_mm: float, seed: int) -> Tensor:
+def blend_clean(hu: Tensor, cube: Cube, native: Tensor, core_mm: float, seed: int | None) -> Tensor:
     """Replace the core, fade out within the cube, restore the noise that replacing took away.
 
     Where two contents are mixed with weights w and 1 - w, noise power falls to w^2 + (1 - w)^2 + 2 w (1 - w) rho, rho
-    being how alike their noise is there; the seeded noise adds what is missing against the scan's own level.
+    being how alike their noise is there; the seeded noise adds what is missing against the scan's own level. seed None:
+    without that noise.
     """
     original = hu[cube.paste.slices()]
     weight_np = fade_weight(cube, core_mm)
     weight = torch.from_numpy(weight_np).to(hu.device)
-    noise = _matched_noise(hu, cube, native, weight_np, core_mm, seed)
-    mixed = original + weight * (native - original) + torch.from_numpy(noise).to(hu.device)
+    mixed = original + weight * (native - original)
+    if seed is not None:
+        noise = _matched_noise(hu, cube, native, weight_np, core_mm, seed)
+        mixed = mixed + torch.from_numpy(noise).to(hu.device)
     return replace(hu, cube.paste, torch.where(weight > 0, mixed, original))
 
 

@@ -19,6 +19,7 @@ from ctguard.train.recipe import Recipe, read_recipe
 from ctguard.training.cubes import cube_material
 from ctguard.training.detectors import detector_material
 from ctguard.training.nodules import SURROGATE, scorer_material
+from ctguard.training.protectors import protector_material
 from ctguard.training.residuals import residual_material
 
 _KINDS: dict[str, zoo.Kind] = {
@@ -26,6 +27,7 @@ _KINDS: dict[str, zoo.Kind] = {
     "remove": "generator",
     "malignancy": "scorer",
     "residual": "extractor",
+    "perturbation": "protector",
 }
 """Of a recipe's task; every other task is a detector's."""
 
@@ -43,7 +45,7 @@ def train(
 ) -> Card:
     """Train a recipe and write NAME.safetensors and NAME.json into `out`.
 
-    data: index CSVs (generators) or one folder of forgeries (detectors). init: weights to start from.
+    data: index CSVs (generators, protectors) or one folder of forgeries (detectors). init: weights to start from.
     Raises RecipeError, DataError, ModelError.
     """
     recipe = read_recipe(recipe_path, "full" if size == "full" else "cpu")
@@ -59,6 +61,8 @@ def train(
         material = residual_material(recipe, data)
     elif kind == "scorer":
         material = scorer_material(recipe, data, module, out)
+    elif kind == "protector":
+        material = protector_material(recipe, data, module, out)  # type: ignore[arg-type]
     else:
         material = detector_material(recipe, data, module.dims)  # type: ignore[arg-type]
     started_from = _take_parts(module, recipe) if init is None else {}
@@ -66,7 +70,7 @@ def train(
     if init is not None:
         load_weights(module, init)
         notes.append(f"Started from weights of sha256 {sha256_file(init)}.")
-    if kind in ("detector", "scorer"):  # a narrow network trains nearly twice as fast on a CPU this way
+    if kind in ("detector", "scorer", "protector"):  # a narrow network trains nearly twice as fast on a CPU this way
         flat = getattr(module, "dims", 3) == 2
         module = module.to(memory_format=torch.channels_last if flat else torch.channels_last_3d)  # type: ignore[call-overload]
     # A generator keeps its averaged last weights: pixel error on validation cubes would prefer blur.
