@@ -12,7 +12,7 @@ import typer
 import typer.main
 
 from ctguard import RESEARCH_USE_ONLY, __version__
-from ctguard.cli import bench, cad, data, demo, models, scan, seal, synth
+from ctguard.cli import bench, cad, data, demo, models, scan, seal, serve, synth
 from ctguard.cli.common import command_line
 from ctguard.core.console import log
 from ctguard.io import READS
@@ -50,8 +50,10 @@ for _verb in (
     models.train,
     scan.report,
     models.models,
+    serve.serve,
+    serve.audit,
 ):
-    app.command(no_args_is_help=_verb.__name__ not in ("demo", "models"))(_verb)
+    app.command(no_args_is_help=_verb.__name__ not in ("demo", "models", "serve"))(_verb)
 app.add_typer(bench.bench)
 
 

@@ -1,0 +1,1 @@
+"""What the node remembers: series, queue, deliveries, alerts, audit trail, users and readings, in a database."""

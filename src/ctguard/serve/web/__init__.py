@@ -1,0 +1,1 @@
+"""The review page: work list, viewer, readings, audit and reader studies, as one FastAPI application."""
