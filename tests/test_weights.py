@@ -15,7 +15,6 @@ PENDING = {
     "cyclegan_remove",
     "diffusion_inject",
     "diffusion_remove",
-    "cad",
     "volumetric",
     "xception",
     "hpfcn",

@@ -33,6 +33,8 @@ VERBS = [
     "train",
     "report",
     "models",
+    "serve",
+    "audit",
     "bench",
 ]
 

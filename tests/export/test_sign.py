@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 import zipfile
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def pair(folder: Path, name: str) -> Pair:
     command = ["openssl", *words, "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(command, check=True, capture_output=True)
     key.chmod(0o600)
+    time.sleep(1.1)  # valid from this second on; a signature of the same second may count as older
     return key, certificate
 
 

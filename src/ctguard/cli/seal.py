@@ -64,7 +64,7 @@ def verify(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Is this sealed or signed scan unchanged, and if not, where was it changed?"""
+    """Is this sealed or signed scan unchanged, and if not, where?"""
     from ctguard import io
     from ctguard.export.sign import check_files
     from ctguard.io.manifest import peak_mb

@@ -24,7 +24,7 @@ def serve(
     ] = None,
     role: Annotated[Literal["viewer", "reviewer", "admin"], typer.Option(help="Of the user that is added.")] = "viewer",
 ) -> None:
-    """A DICOM node and a review page beside a PACS: images in, verdicts out."""
+    """A DICOM node with a review page, beside a PACS."""
     from ctguard.core.errors import MissingExtraError
 
     try:
@@ -70,7 +70,7 @@ def audit(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Does an archive still hold the images that the node saw? A sample of them, against the fingerprint ledger."""
+    """Does an archive still hold the images that the node saw?"""
     from ctguard.core.errors import MissingExtraError
 
     try:
