@@ -4,7 +4,7 @@
 #   runs/default_weights.sh OUT SERIES_FOLDER
 #
 # SERIES_FOLDER holds R01-001 (NSCLC Radiogenomics) and Lung_Dx-A0001_B and _L (Lung-PET-CT-Dx) as DICOM folders.
-# About five hours. Every step can be killed and started again. See MISUSE.md.
+# About six hours. Every step can be killed and started again. See MISUSE.md.
 set -euo pipefail
 out=${1:?usage: runs/default_weights.sh OUT SERIES_FOLDER}
 series=${2:?usage: runs/default_weights.sh OUT SERIES_FOLDER}
@@ -70,3 +70,8 @@ ctguard synth "$out/all.csv" "$out/forged" --generators pix2pix,copy-move --inje
 # 6. Detector; its threshold comes from the pristine validation patients.
 ctguard train "$here/recipes/unet.toml" --data "$out/forged" --out "$out/unet" --resume
 cp "$out"/unet/unet.{safetensors,json} "$here/src/ctguard/weights/"
+
+# 7. Malignancy scorer: blocks of other patients, of another phantom style.
+ctguard phantom "$out/blocks" --blocks --patients 260 --seed 700000 --style 1
+ctguard train "$here/recipes/cad.toml" --data "$out/blocks/index.csv" --out "$out/cad" --resume
+cp "$out"/cad/cad.{safetensors,json} "$here/src/ctguard/weights/"
