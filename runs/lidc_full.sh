@@ -127,8 +127,8 @@ from ctguard.bench.table import markdown
 out = Path(sys.argv[1])
 detector, card = zoo.load(zoo.find("unet", "detector"), out / "weights" / "unet.safetensors")
 detector.to("cuda" if torch.cuda.is_available() else "cpu")
-rows = score_folder(detector, out / "forged", "test")
-table = calibrated_table(rows, card.threshold, f"U-Net, {card.size} size, test patients", "lidc_full", card.sha256)
+rows = score_folder(detector, card.scan_threshold, out / "forged", "test")
+table = calibrated_table(rows, f"U-Net, {card.size} size, test patients", "lidc_full", card.sha256)
 (out / "detection.md").write_text(markdown(table) + "\n")
 print(markdown(table))
 PY

@@ -49,7 +49,8 @@ from pathlib import Path
 
 from ctguard import zoo
 from ctguard.bench.calibrated import calibrated_table
-from ctguard.bench.detection import find_threshold, score_folder, score_pristine
+from ctguard.bench.calibration import find_threshold
+from ctguard.bench.detection import score_folder, score_pristine
 from ctguard.bench.table import markdown
 from ctguard.io.cases import read_cases
 from ctguard.train.checkpoint import write_card
@@ -59,10 +60,12 @@ zoo.WEIGHTS = out / "weights"
 index = out / "cohort" / "index.csv"
 detector, card = zoo.load(zoo.find("unet", "detector"))
 valid = [case for case in read_cases(index) if case.split == "valid"]
-threshold, note = find_threshold(score_pristine(detector, index, valid))
-write_card(replace(card, threshold=threshold, threshold_note=note), out / "weights")
-rows = score_folder(detector, out / "forged", "test")
-table = calibrated_table(rows, threshold, "U-Net on phantom patients", "phantom_cpu", card.sha256)
+pristine = score_pristine(detector, index, valid)
+threshold, note = find_threshold([(row.score, row.searched_ml) for row in pristine])
+found = {"threshold": threshold.value, "threshold_tail": threshold.tail, "threshold_note": note}
+write_card(replace(card, **found), out / "weights")
+rows = score_folder(detector, threshold, out / "forged", "test")
+table = calibrated_table(rows, "U-Net on phantom patients", "phantom_cpu", card.sha256)
 (out / "detection.md").write_text(markdown(table))
 print(markdown(table))
 PY

@@ -20,6 +20,7 @@ from ctguard.bench.models import Model, load_detector
 from ctguard.core.console import progress
 from ctguard.core.errors import DataError
 from ctguard.core.records import Case, Split
+from ctguard.core.threshold import Threshold
 from ctguard.detect.regions import MAP_THRESHOLD
 from ctguard.io.cases import read_case, read_cases
 from ctguard.io.forgeries import Forgery, read_manifest
@@ -164,20 +165,22 @@ def _overlap(counts: Counts) -> dict[str, Any]:
 
 def score_pristine(detector: Any, index: Path, cases: Sequence[Case]) -> list[Scored]:
     """Rows of untouched scans, whole."""
-    return [row for case in progress(cases, "pristine scans", len(cases)) for row in _alone(detector, index, case, ())]
+    return [
+        row for case in progress(cases, "pristine scans", len(cases))
+        for row in _alone(Judge(detector, NO_THRESHOLD, device_of(detector)), index, case, ())
+    ]  # fmt: skip
 
 
-def score_folder(detector: Any, folder: Path, split: str) -> list[Scored]:
+def score_folder(detector: Any, threshold: Threshold, folder: Path, split: str) -> list[Scored]:
     """Rows of a split of a folder of forgeries, whole scans: each pristine scan once, and every forgery of it."""
     index, wanted = forged_cases(folder, split)
     return [
         row for case, forgeries in progress(wanted, f"{split} scans", len(wanted))
-        for row in _alone(detector, index, case, forgeries)
+        for row in _alone(Judge(detector, threshold, device_of(detector)), index, case, forgeries)
     ]  # fmt: skip
 
 
-def _alone(detector: Any, index: Path, case: Case, forgeries: Sequence[Forgery]) -> list[Scored]:
-    judge = Judge(detector, NO_THRESHOLD, device_of(detector))
+def _alone(judge: Judge, index: Path, case: Case, forgeries: Sequence[Forgery]) -> list[Scored]:
     return score_scan(judge, Scan(case, read_case(index, case), forgeries), Protocol(slabs=False))
 
 
