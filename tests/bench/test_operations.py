@@ -13,7 +13,6 @@ from ctguard.bench.codecs import jpeg2000, jpeg_ls
 from ctguard.bench.operations import (
     OPERATIONS,
     Operation,
-    acquisition_of,
     another_kernel,
     blurred,
     crop_slices,
@@ -30,7 +29,7 @@ from ctguard.core.geometry import Geometry, index_to_lps_mm
 from ctguard.core.provenance import Provenance, Source
 from ctguard.core.volume import Volume
 from ctguard.image.noise import lung_noise_sd
-from ctguard.phantom.patients import draw_acquisition, draw_patient, render
+from ctguard.phantom.patients import Acquisition, draw_acquisition, draw_patient, render
 from tests.detect.scans import thorax
 
 BY_NAME = {one.name: one for one in OPERATIONS}
@@ -137,7 +136,7 @@ def test_the_same_patient_again_is_the_same_patient(phantom: Volume, tmp_path: P
     """From the file, as the bench reads it: another kernel and other noise, the same anatomy."""
     read = io.read(io.write(phantom, tmp_path / "phantom.mha"))
     again = BY_NAME["kernel"](read)
-    taken, other = (acquisition_of(one.provenance.steps[0].params["acquisition"]) for one in (read, again))  # type: ignore[arg-type]
+    taken, other = (Acquisition.from_json(one.provenance.steps[0].params["acquisition"]) for one in (read, again))  # type: ignore[arg-type]
     assert other.kernel == another_kernel(taken).kernel != taken.kernel
     assert again.geometry == read.geometry and again.provenance.has_mark("phantom")
     difference = again.hu.astype(float) - read.hu
@@ -146,7 +145,7 @@ def test_the_same_patient_again_is_the_same_patient(phantom: Volume, tmp_path: P
 
 
 def test_a_longer_scan_holds_the_scan_in_its_middle(phantom: Volume) -> None:
-    taken = acquisition_of(phantom.provenance.steps[0].params["acquisition"])  # type: ignore[arg-type]
+    taken = Acquisition.from_json(phantom.provenance.steps[0].params["acquisition"])  # type: ignore[arg-type]
     grid = longer(taken).geometry
     assert grid.shape_zyx == (64, 96, 96)
     assert index_to_lps_mm(grid, (16, 0, 0)) == pytest.approx(index_to_lps_mm(phantom.geometry, (0, 0, 0)))

@@ -160,21 +160,8 @@ def reacquired(volume: Volume, change: Callable[[Acquisition], Acquisition]) -> 
         raise DataError("this phantom was changed since it was rendered", remedy="take the phantom itself")
     patient = draw_patient(int(row["patient"]), int(row["style"]))
     nodules = row["nodules"] if isinstance(row["nodules"], bool) else tuple(row["nodules"])
-    taken = acquisition_of(row["acquisition"])
+    taken = Acquisition.from_json(row["acquisition"])
     return render(patient, change(replace(taken, seed=taken.seed + 1)), nodules=nodules)
-
-
-def acquisition_of(row: Mapping[str, Any]) -> Acquisition:
-    """The acquisition that a phantom's provenance step records."""
-    grid = row["geometry"]
-    axes = tuple(as_float_triple(axis) for axis in grid["axes_lps"])
-    geometry = Geometry(
-        _triple(grid["shape_zyx"]),
-        as_float_triple(grid["spacing_zyx_mm"]),
-        as_float_triple(grid["origin_lps_mm"]),
-        (axes[0], axes[1], axes[2]),
-    )
-    return Acquisition(**{**row, "geometry": geometry})
 
 
 def another_kernel(taken: Acquisition) -> Acquisition:

@@ -217,15 +217,10 @@ def _series(run: Path) -> Path:
 
 def _verdict(run: Path) -> Verdict:
     from ctguard import io
-    from ctguard.core.records import Region, Verdict
+    from ctguard.core.records import Verdict
 
-    facts, map_ = _read_json(run / VERDICT), io.read(run / MAP)
-    regions = tuple(
-        Region(tuple(row["center_zyx"]), tuple(row["center_lps_mm"]), tuple(row["extent_mm"]), row["score"])
-        for row in facts["regions"]
-    )
-    head = (facts["detector"], facts["model_id"], facts["score"], facts["threshold"])
-    return Verdict(*head, map_.hu.astype("float32"), map_.geometry, regions)
+    map_ = io.read(run / MAP)
+    return Verdict.from_json(_read_json(run / VERDICT), map_.hu, map_.geometry)
 
 
 def _edit(run: Path) -> Edit:

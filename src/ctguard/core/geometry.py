@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -42,6 +44,13 @@ class Geometry:
             raise GeometryError(f"axes {self.axes_lps} are not orthogonal unit vectors")
         if np.dot(axes[0], np.cross(axes[2], axes[1])) < 0:
             raise GeometryError("slices run against the slice normal", remedy="reverse the slice order when reading")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Geometry:
+        """The grid whose fields JSON holds by their names, as lists. Raises KeyError, TypeError or ValueError."""
+        z, y, x = (as_float_triple(axis) for axis in values["axes_lps"])
+        spacing, origin = as_float_triple(values["spacing_zyx_mm"]), as_float_triple(values["origin_lps_mm"])
+        return cls(as_int_triple(values["shape_zyx"]), spacing, origin, (z, y, x))
 
     @property
     def affine(self) -> NDArray[np.float64]:

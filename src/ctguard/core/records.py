@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctguard.core.geometry import FloatTriple, Geometry, IntTriple
+from ctguard.core.geometry import FloatTriple, Geometry, IntTriple, as_float_triple
 from ctguard.core.provenance import Json
 
 Task = Literal["inject", "remove"]
@@ -85,6 +86,12 @@ class Region:
             "score": self.score,
         }
 
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Region:
+        """What `to_json` made."""
+        center, point, extent = (as_float_triple(row[name]) for name in ("center_zyx", "center_lps_mm", "extent_mm"))
+        return cls(center, point, extent, row["score"])
+
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
@@ -97,6 +104,13 @@ class Verdict:
     map: NDArray[np.float32]
     geometry: Geometry
     regions: tuple[Region, ...] = ()
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any], map_: NDArray[Any], geometry: Geometry) -> Verdict:
+        """A verdict out of verdict.json and its map, (z, y, x) in 0..1 on `geometry`."""
+        regions = tuple(Region.from_json(row) for row in facts["regions"])
+        head = (facts["detector"], facts["model_id"], facts["score"], facts["threshold"])
+        return cls(*head, map_.astype(np.float32), geometry, regions)
 
     @property
     def tampered(self) -> bool:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ctguard.core.carried import Carried, from_text, to_text
 from ctguard.core.errors import GeometryError, ReadError, WriteError
-from ctguard.core.geometry import FloatTriple, Geometry, as_float_triple, as_int_triple
+from ctguard.core.geometry import FloatTriple, Geometry, as_int_triple
 from ctguard.core.marks import SERIES_DESCRIPTION
 from ctguard.core.provenance import Source
 from ctguard.core.volume import Volume
@@ -236,8 +236,6 @@ def _parsed(text: str, where: Path) -> dict[str, Any]:
 def _geometry(record: dict[str, Any], folder: Path) -> Geometry:
     try:
         int(record["offset"]), str(record["carried"])
-        z, y, x = (as_float_triple(axis) for axis in record["axes_lps"])
-        spacing, origin = as_float_triple(record["spacing_zyx_mm"]), as_float_triple(record["origin_lps_mm"])
-        return Geometry(as_int_triple(record["shape_zyx"]), spacing, origin, (z, y, x))
+        return Geometry.from_json(record)
     except (KeyError, TypeError, ValueError, GeometryError) as error:
         raise ReadError(f"its ctguard record is damaged ({error})", where=folder, remedy=_AGAIN) from error

@@ -10,9 +10,11 @@ again = render(patient, replace(acquisition, kernel="sharp", dose_mas=40.0))
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,6 +98,11 @@ class Acquisition:
         row = asdict(self)
         row["geometry"] = {k: _plain(v) for k, v in row["geometry"].items()}
         return row
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Acquisition:
+        """What `to_json` made, and a phantom's provenance records."""
+        return cls(**{**row, "geometry": Geometry.from_json(row["geometry"])})
 
 
 def _plain(value: object) -> Json:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctguard.core.errors import RecipeError
-from ctguard.core.geometry import FloatTriple, Geometry, as_float_triple, as_int_triple
+from ctguard.core.geometry import FloatTriple, as_int_triple
 from ctguard.core.volume import Volume
 from ctguard.phantom.nodules import Nodule, draw_nodule
 from ctguard.phantom.patients import Acquisition, Patient, draw_patient
@@ -33,8 +33,7 @@ def acquired(volume: Volume) -> tuple[Patient, Acquisition]:
     if params["nodules"] is not True:
         chosen: Sequence[int] = params["nodules"] or ()  # type: ignore[assignment]
         patient = replace(patient, nodules=tuple(patient.nodules[int(k)] for k in chosen))
-    values = cast(dict[str, Any], params["acquisition"])
-    acquisition = Acquisition(**{**values, "geometry": _geometry(values["geometry"])})
+    acquisition = Acquisition.from_json(cast(dict[str, Any], params["acquisition"]))
     if acquisition.geometry != volume.geometry:
         raise RecipeError("this phantom lies on another grid than it was rendered on", remedy="give it as rendered")
     return patient, acquisition
@@ -72,9 +71,3 @@ def _others(patient: Patient, at_lps_mm: FloatTriple) -> tuple[Nodule, ...]:
     """The nodules that do not cover a place."""
     away = [float(np.linalg.norm(np.subtract(one.center_lps_mm, at_lps_mm))) for one in patient.nodules]
     return tuple(one for one, mm in zip(patient.nodules, away, strict=True) if mm > max(one.diameter_mm / 2, _NEAR_MM))
-
-
-def _geometry(values: dict[str, Any]) -> Geometry:
-    z, y, x = (as_float_triple(axis) for axis in values["axes_lps"])
-    shape, spacing = as_int_triple(values["shape_zyx"]), as_float_triple(values["spacing_zyx_mm"])
-    return Geometry(shape, spacing, as_float_triple(values["origin_lps_mm"]), (z, y, x))

@@ -10,15 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 from fastapi import HTTPException
 from sqlalchemy import Engine, select
 from starlette.responses import FileResponse, Response
 
 from ctguard import io
 from ctguard.core.errors import ReadError
-from ctguard.core.geometry import as_float_triple
-from ctguard.core.records import Region, Verdict
+from ctguard.core.records import Verdict
 from ctguard.serve.store.database import session_scope
 from ctguard.serve.store.models import Instance, Series
 from ctguard.serve.web.volumes import SMALL, WINDOWS_HU, Name, Slices, map_png, open_slices, prepare, scan_png
@@ -56,18 +54,7 @@ class CaseFiles:
 
     def whole_verdict(self, map_: Any, geometry: Any) -> Verdict:
         """The verdict with a map (z, y, x) in 0..1."""
-        regions = tuple(
-            Region(
-                as_float_triple(row["center_zyx"]),
-                as_float_triple(row["center_lps_mm"]),
-                as_float_triple(row["extent_mm"]),
-                row["score"],
-            )
-            for row in self.verdict["regions"]
-        )
-        facts = self.verdict
-        head = (facts["detector"], facts["model_id"], facts["score"], facts["threshold"])
-        return Verdict(*head, map_.astype(np.float32), geometry, regions)
+        return Verdict.from_json(self.verdict, map_, geometry)
 
 
 def series_of(engine: Engine, series_id: int) -> Series:

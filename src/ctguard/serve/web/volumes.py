@@ -59,10 +59,7 @@ class Slices:
     @property
     def geometry(self) -> Geometry:
         """The grid of the scan."""
-        grid = self.facts["geometry"]
-        axes = tuple(as_float_triple(axis) for axis in grid["axes_lps"])
-        origin, spacing = as_float_triple(grid["origin_lps_mm"]), as_float_triple(grid["spacing_zyx_mm"])
-        return Geometry(as_int_triple(grid["shape_zyx"]), spacing, origin, (axes[0], axes[1], axes[2]))
+        return Geometry.from_json(self.facts["geometry"])
 
     @property
     def carried(self) -> Carried:
