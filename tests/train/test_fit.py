@@ -77,6 +77,57 @@ def test_it_stops_without_gain(tmp_path: Path) -> None:
     assert result.steps == 40
 
 
+class Turns(nn.Module):
+    """Two parts, each trained in a turn of its own, without dropout."""
+
+    turns = ("slope", "offset")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope, self.offset = nn.Linear(1, 1, bias=False), nn.Linear(1, 1)
+        self.seen: torch.dtype | None = None
+
+    def optimizers(self, settings: Mapping[str, Any]) -> dict[str, torch.optim.Optimizer]:
+        return {turn: torch.optim.SGD(self.get_submodule(turn).parameters(), lr=0.1) for turn in self.turns}
+
+    def step(self, batch: dict[str, Tensor], turn: str) -> dict[str, Tensor]:
+        made = self.get_submodule(turn)(batch["x"])
+        self.seen = made.dtype
+        return {"loss": (made.float() - 3 * batch["x"] - 1).square().mean()}
+
+
+def turns() -> Turns:
+    torch.manual_seed(1)
+    return Turns()
+
+
+def test_two_processes_share_each_batch_and_end_where_one_does(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, steps=60, decay=True)
+    one = fit(turns(), batches, recipe, tmp_path / "one", quiet=True)
+    fit(turns(), batches, replace(recipe, steps=60), tmp_path / "two", devices=2, quiet=True)
+    two = fit(turns(), batches, recipe, tmp_path / "two", devices=2, resume=True, quiet=True)
+    assert two.steps == 60
+    for a, b in zip(one.module.state_dict().values(), two.module.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_two_processes_stop_together(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, steps=3000, validate_every=10, patience=3)
+    result = fit(turns(), batches, recipe, tmp_path, validate=lambda _: {"score": 0.0}, devices=2, quiet=True)
+    assert result.steps == 40
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="batch of 8 cannot be shared equally by 3"):
+        fit(line(), batches, RECIPE, tmp_path, devices=3, quiet=True)
+
+
+def test_mixed_precision_acts_inside_a_step(tmp_path: Path) -> None:
+    module = turns()
+    fit(module, batches, replace(RECIPE, steps=1, precision="bf16-mixed"), tmp_path, quiet=True)
+    assert module.seen is torch.bfloat16
+
+
 def card(**changes: Any) -> Card:
     values: dict[str, Any] = {
         "name": "line", "model": "line", "task": "", "size": "cpu", "settings": {}, "data": "", "seed": 0,

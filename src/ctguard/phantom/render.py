@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -144,12 +145,21 @@ def _coarse_hu(a: Anatomy, first: int, last: int) -> tuple[F64, F64, F64]:
 
 def image(a: Anatomy, nodules: tuple[Nodule, ...], scan: Scan, noise: bool) -> F32:
     """HU (z, y, x), float32: attenuation, metal streaks and noise."""
-    hu = attenuation(a, nodules, scan)
-    if scan.metal:
-        hu += streaks(a, grid_axes(scan.geometry), scan.thickness_mm)
-    if noise:
-        spacing = scan.geometry.spacing_zyx_mm
-        grains = physics.shaped_noise(scan.seed, scan.geometry.shape_zyx, spacing, scan.kernel, scan.thickness_mm)
-        grains *= noise_map(a, scan)
-        hu += grains
+    with ThreadPoolExecutor(1) as other:  # NumPy lets go of the interpreter, so that noise costs no time of its own
+        grains = other.submit(_grains, a, scan) if noise else None
+        hu = attenuation(a, nodules, scan)
+        if scan.metal:
+            hu += streaks(a, grid_axes(scan.geometry), scan.thickness_mm)
+        if grains is not None:
+            hu += grains.result()
     return hu
+
+
+def _grains(a: Anatomy, scan: Scan) -> F32:
+    """Noise (HU) of the kernel's spectrum and of each voxel's SD: (z, y, x)."""
+    geometry = scan.geometry
+    grains = physics.shaped_noise(
+        scan.seed, geometry.shape_zyx, geometry.spacing_zyx_mm, scan.kernel, scan.thickness_mm
+    )
+    grains *= noise_map(a, scan)
+    return grains

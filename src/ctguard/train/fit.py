@@ -7,6 +7,7 @@ import csv
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,41 +66,70 @@ def fit(
     Writes out/state.pt (for `resume`) and out/loss.csv. Raises RecipeError where resume finds another recipe.
     """
     from lightning.fabric import Fabric
+    from lightning.fabric.strategies.ddp import DDPStrategy
 
     torch.manual_seed(recipe.seed)
-    fabric = Fabric(accelerator="auto", devices=devices, precision=recipe.precision)  # type: ignore[arg-type]
-    fabric.launch()
+    # Other processes begin as copies of this one, so that what was read is shared; a turn trains a part of the model.
+    strategy = "auto" if devices == 1 else DDPStrategy(start_method="fork", find_unused_parameters=True)
+    fabric = Fabric(accelerator="auto", devices=devices, strategy=strategy, precision=recipe.precision)  # type: ignore[arg-type]
+    if recipe.batch % fabric.world_size:
+        raise RecipeError(
+            f"a batch of {recipe.batch} cannot be shared equally by {fabric.world_size} devices",
+            where=recipe.name,
+            remedy="give a number of devices that divides it",
+        )
     out.mkdir(parents=True, exist_ok=True)
+    run = _Run(module, recipe, out)
+    state = run.kept() if resume else None
+    fabric.launch(partial(_steps, run=run, state=state, batches=batches, validate=validate, quiet=quiet))
+    if fabric.world_size > 1:  # the training was another process's
+        run.begin({}, run.kept())
+    module.load_state_dict(run.best_state or run.candidate(batches).state_dict())
+    return FitResult(module.eval(), run.step, run.best, run.curve)
+
+
+def _steps(
+    fabric: Any,
+    run: _Run,
+    state: dict[str, Any] | None,
+    batches: Callable[[int], Batch],
+    validate: Callable[[nn.Module], dict[str, float]] | None,
+    quiet: bool,
+) -> None:
+    """What each process does: steps on its share of the batches; the first one judges and writes."""
+    module, recipe, first = run.module, run.recipe, fabric.is_global_zero
     turns: tuple[str, ...] = module.turns  # type: ignore[assignment]
     optimizers: dict[str, torch.optim.Optimizer] = module.optimizers(recipe.optimiser)  # type: ignore[operator]
     wrapped, *ready = fabric.setup(module, *(optimizers[turn] for turn in turns))
     wrapped.mark_forward_method("step")
-    run = _Run(module, dict(zip(turns, ready, strict=True)), recipe, out)
-    if resume:
-        run.restore()
-    for step in progress(range(run.step, recipe.steps), recipe.name, recipe.steps - run.step, quiet):
-        batch = {key: fabric.to_device(value) for key, value in batches(step).items()}
+    run.begin(dict(zip(turns, ready, strict=True)), state)
+    for step in progress(range(run.step, recipe.steps), recipe.name, recipe.steps - run.step, quiet or not first):
+        share = {key: value[fabric.global_rank :: fabric.world_size] for key, value in batches(step).items()}
+        batch = {key: fabric.to_device(value) for key, value in share.items()}
         module.train()
         run.set_rates(step)
         losses: dict[str, float] = {}
         for turn in turns:
             run.optimizers[turn].zero_grad()
-            values = wrapped.step(batch, turn)
+            with fabric.autocast():  # a marked method alone does not enter the precision's context
+                values = wrapped.step(batch, turn)
             fabric.backward(values["loss"])
             run.optimizers[turn].step()
             losses |= {f"{turn}_{key}": float(value.detach()) for key, value in values.items()}
         run.after(step, losses)
         last = step + 1 == recipe.steps
         if validate is not None and (last or (step + 1) % recipe.validate_every == 0):
-            run.judge(validate, batches)
+            if first:
+                run.judge(validate, batches)
+            run.without_gain = fabric.broadcast(run.without_gain)
             if recipe.patience and run.without_gain >= recipe.patience:
-                log.info("%s: no gain in %d validations, stopped at step %d", recipe.name, run.without_gain, run.step)
+                if first:
+                    log.info("%s: no gain in %d validations, stopped at %d", recipe.name, run.without_gain, run.step)
                 break
-        if last or (step + 1) % _SAVE_EVERY == 0:
+        if first and (last or (step + 1) % _SAVE_EVERY == 0):
             run.save()
-    run.save()
-    module.load_state_dict(run.best_state or run.candidate(batches).state_dict())
-    return FitResult(module.eval(), run.step, run.best, run.curve)
+    if first:
+        run.save()
 
 
 def _recalibrate(module: nn.Module, batches: Callable[[int], Batch], turn: str) -> None:
@@ -132,16 +162,29 @@ def _warmed(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
 class _Run:
     """State of a run that survives being killed."""
 
-    def __init__(
-        self, module: nn.Module, optimizers: dict[str, torch.optim.Optimizer], recipe: Recipe, out: Path
-    ) -> None:
-        self.module, self.optimizers, self.recipe = module, optimizers, recipe
-        self.average = AveragedModel(module, avg_fn=_warmed(recipe.ema)) if recipe.ema else None
+    def __init__(self, module: nn.Module, recipe: Recipe, out: Path) -> None:
+        self.module, self.recipe = module, recipe
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.average: AveragedModel | None = None
         self.path, self.curve = out / "state.pt", out / "loss.csv"
         self.step, self.without_gain = 0, 0
         self.best: float | None = None
         self.best_state: dict[str, Any] | None = None
         self.rows: list[dict[str, float]] = []
+
+    def begin(self, optimizers: dict[str, torch.optim.Optimizer], state: dict[str, Any] | None) -> None:
+        """Take optimisers, once the module lies on its device, and go on from a state."""
+        self.optimizers = optimizers
+        self.average = AveragedModel(self.module, avg_fn=_warmed(self.recipe.ema)) if self.recipe.ema else None
+        if state is None:
+            return
+        self.module.load_state_dict(state["module"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        for turn, optimizer in optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][turn])
+        torch.set_rng_state(state["torch_rng"])
+        self.step, self.without_gain, self.best, self.best_state, self.rows = state["progress"]
 
     def after(self, step: int, losses: dict[str, float]) -> None:
         self.step = step + 1
@@ -159,7 +202,7 @@ class _Run:
     def candidate(self, batches: Callable[[int], Batch]) -> nn.Module:
         """What the run would keep now: averaged or last weights with batch statistics of their own, in eval mode."""
         kept = copy.deepcopy(self.module if self.average is None else self.average.module)
-        _recalibrate(kept, batches, tuple(self.optimizers)[-1])
+        _recalibrate(kept, batches, self.module.turns[-1])  # type: ignore[arg-type, index]
         return kept.eval()
 
     def judge(self, validate: Callable[[nn.Module], dict[str, float]], batches: Callable[[int], Batch]) -> None:
@@ -193,19 +236,14 @@ class _Run:
             writer.writeheader()
             writer.writerows(self.rows)
 
-    def restore(self) -> None:
+    def kept(self) -> dict[str, Any] | None:
+        """The state that a run of this recipe left, if there is one. Raises RecipeError for another recipe's."""
         if not self.path.is_file():
-            return
-        state = torch.load(self.path, weights_only=False)
+            return None
+        state: dict[str, Any] = torch.load(self.path, weights_only=False)
         differing = [k for k, v in self.recipe.__dict__.items() if k != "steps" and state["recipe"].get(k) != v]
         if differing:
             raise RecipeError(
                 f"the run was started with another {differing[0]}", where=self.path, remedy="choose another --out"
             )
-        self.module.load_state_dict(state["module"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        for turn, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][turn])
-        torch.set_rng_state(state["torch_rng"])
-        self.step, self.without_gain, self.best, self.best_state, self.rows = state["progress"]
+        return state
