@@ -50,6 +50,7 @@ def judge(made: tuple[Config, Judge, Engine], source: Path) -> Series:
     for file in sorted(source.iterdir()):
         uid = str(pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID)
         assert intake.take(file.read_bytes(), uid, "SENDER") == SUCCESS
+    assert intake.recorder.settle()
     with session_scope(engine) as session:
         assert queue.queue_quiet(session, -1) == 1
     assert work_once(judge, engine)

@@ -1,137 +1,91 @@
-"""Take one DICOM object in: bytes to disk, then the database, then the answer.
+"""Take one DICOM object in: bytes to disk, then the answer; the work list follows within a moment.
 
-Safe against kill -9 and power loss by order alone. 1. The bytes go to a temporary name, and the file is fsynced.
-2. It is renamed, and its folder is fsynced. 3. The row is committed (SQLite synchronous=FULL, PostgreSQL's own log).
-4. Only then the sender hears success. A crash before 3 leaves a file that nobody was promised and no row names: the
-sender sends again, and it is replaced. So every row has its whole file, and every success its row.
+Safe against kill -9 and power loss by order alone. 1. The bytes go to a file in `arrived/`, and it and the folder are
+fsynced. 2. The sender hears success. 3. The recorder links the file to its place, and the link is fsynced; the row is
+committed (SQLite synchronous=FULL, PostgreSQL's own log); the file in `arrived/` goes. What lies there at a start is
+recorded then, unless it is a part of a file, which nobody was promised: its name holds the checksum. So every row has
+its whole file, and every success its row.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import threading
 import time
-from pathlib import Path
-from typing import Any, NamedTuple
+import zlib
 
-from sqlalchemy import Engine, bindparam, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Engine
 
-from ctguard.core.errors import CtguardError
 from ctguard.serve.config import Config
-from ctguard.serve.ledger import Fingerprint, NodeKey, changed_region, fingerprint
+from ctguard.serve.ledger import NodeKey
 from ctguard.serve.logs import say
-from ctguard.serve.objects import Head, hashed_name, make_folder, read_head, write_synced
+from ctguard.serve.objects import Head, make_folder, read_head, write_new
 from ctguard.serve.recorder import Arrival, Recorder
-from ctguard.serve.store import queue
-from ctguard.serve.store.database import session_scope
-from ctguard.serve.store.models import Instance, LedgerEntry
 
 SUCCESS, OUT_OF_RESOURCES, MISMATCH, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000
 """Answers to a C-STORE (PS3.4 B.2.3)."""
-IMAGES, ASIDE = "images", "aside"
-_LOCKS = 64
-_KNOWN = select(Instance.series_id, Instance.sop_uid, Instance.path).where(Instance.sop_uid == bindparam("uid"))
-
-
-class Known(NamedTuple):
-    """A row of Instance."""
-
-    series_id: int
-    sop_uid: str
-    path: str | None
+ARRIVED = "arrived"
 
 
 class Intake:
-    """Takes objects in from any number of threads; two with the same UID one after the other.
+    """Takes objects in from any number of threads.
 
     There is one for a database: all that comes in goes through the node's process.
     """
 
     def __init__(self, config: Config, engine: Engine, key: NodeKey) -> None:
-        self.folder = config.store.folder.absolute() / "series"
+        root = config.store.folder.absolute()
+        self.folder, self.arrived = root / "series", root / ARRIVED
         self.least_free = config.node.min_free_disk_mb * 1_000_000
         self.most_bytes = int(config.node.max_object_mb * 1_000_000)
-        self.engine, self.key = engine, key
-        self._recorder = Recorder(engine)
-        self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._free_known: tuple[float, bool] = (-1.0, True)
-        make_folder(self.folder)
+        self._count, self._counting = time.time_ns(), threading.Lock()
+        for folder in (self.folder, self.arrived):
+            make_folder(folder)
+        self.recorder = Recorder(self.folder, engine, key)
+        self._take_up()
 
     def take(self, encoded: bytes, sop_uid: str, calling: str) -> int:
-        """Store a DICOM file's bytes, announced under `sop_uid`. Returns the status for the sender."""
+        """Keep a DICOM file's bytes, announced under `sop_uid`. Returns the status for the sender."""
         if len(encoded) > self.most_bytes or not self._has_room():
-            say("image-refused", 30, why="too large" if len(encoded) > self.most_bytes else "disk full")
-            return OUT_OF_RESOURCES
+            return _refused(OUT_OF_RESOURCES, "too large" if len(encoded) > self.most_bytes else "disk full")
         head = read_head(encoded)
         if head is None:
-            say("image-refused", 30, why="not understood")
-            return NOT_UNDERSTOOD
+            return _refused(NOT_UNDERSTOOD, "not understood")
         if head.sop_uid != sop_uid:
-            say("image-refused", 30, why="another UID than announced")
-            return MISMATCH
+            return _refused(MISMATCH, "another UID than announced")
+        if not self.recorder.has_place():
+            return _refused(OUT_OF_RESOURCES, "the work list takes nothing")
+        path = self.arrived / self._name(encoded, calling)
         try:
-            with self._locks[hash(sop_uid) % _LOCKS]:
-                return self._take(encoded, head, calling)
-        except (OSError, SQLAlchemyError) as error:
-            say("image-refused", 40, why="cannot be stored", kind=type(error).__name__)
-            return OUT_OF_RESOURCES
-
-    def _take(self, encoded: bytes, head: Head, calling: str) -> int:
-        known = self._known(head.sop_uid)
-        if known is not None and not self._is_same(known, encoded):
-            return SUCCESS
-        if known is not None and _file_of(known) is not None:
-            return SUCCESS
-        folder = self.folder / hashed_name(head.study_uid, head.series_uid)
-        path = folder / IMAGES / f"{hashed_name(head.sop_uid)}.dcm"
-        write_synced(path, encoded)
-        pseudonym = self.key.pseudonym(head.patient_id)
-        self._recorder.record(Arrival(head, pseudonym, calling, folder, path, len(encoded), known is not None))
+            write_new(path, encoded)
+        except OSError as error:
+            self.recorder.give_back()
+            path.unlink(missing_ok=True)
+            return _refused(OUT_OF_RESOURCES, f"cannot be stored ({type(error).__name__})")
+        self.recorder.add(Arrival(head, calling, path, len(encoded)))
         return SUCCESS
 
-    def _known(self, sop_uid: str) -> Known | None:
-        with self.engine.connect().execution_options(read_only=True) as connection:
-            row = connection.execute(_KNOWN, {"uid": sop_uid}).first()
-        return None if row is None else Known(*row)
+    def _name(self, encoded: bytes, calling: str) -> str:
+        """In the order of arrival; with what only the sender said, and a checksum."""
+        title = calling.encode(errors="replace").hex()
+        with self._counting:
+            self._count += 1
+            return f"{self._count:020d}-{title}-{zlib.crc32(encoded):08x}.dcm"
 
-    def _is_same(self, known: Known, encoded: bytes) -> bool:
-        """Whether an object that came again has the pixels of the first one; if not, it is kept aside, with an alert.
-
-        One whose pixels cannot be decoded is another, unless it is the same to the byte.
-        """
-        stored = _file_of(known)
-        if stored is not None and stored.read_bytes() == encoded:
-            return True
-        before, after = self._before(known, stored), self._fingerprint(encoded)
-        if stored is None and before is None:
-            return True  # removed before it was fingerprinted: nothing to compare with
-        if before is not None and after is not None and before.pixel_hmac == after.pixel_hmac:
-            return True
-        folder = self.folder.parent / ASIDE / hashed_name(known.sop_uid)
-        aside = folder / f"{hashlib.sha256(encoded).hexdigest()[:32]}.dcm"
-        if not aside.exists():
-            write_synced(aside, encoded)
-            region = {"whole": True} if before is None or after is None else _region(before, after)
-            details = {"region": region, "kept": aside.name}
-            with session_scope(self.engine) as session:
-                queue.raise_alert(session, "substituted", details, series_id=known.series_id, sop_uid=known.sop_uid)
-            say("image-substituted", 40, series=known.series_id, region=region, sop_uid=known.sop_uid)
-        return False
-
-    def _before(self, known: Known, stored: Path | None) -> Fingerprint | None:
-        if stored is not None:
-            return self._fingerprint(stored)
-        with session_scope(self.engine, read_only=True) as session:
-            entry = session.get(LedgerEntry, known.sop_uid)
-        return None if entry is None else Fingerprint(entry.pixel_hmac, entry.block_digest)
-
-    def _fingerprint(self, source: Path | bytes) -> Fingerprint | None:
-        try:
-            return fingerprint(source, self.key)
-        except CtguardError:
-            return None
+    def _take_up(self) -> None:
+        """Record what a node that was stopped had kept, and remove parts of what it had not."""
+        left = sorted(self.arrived.glob("*-*-*.dcm"))
+        for path in left:
+            encoded = path.read_bytes()
+            _, calling, checksum = path.stem.split("-")
+            head: Head | None = read_head(encoded) if checksum == f"{zlib.crc32(encoded):08x}" else None
+            if head is None:
+                path.unlink()
+            else:
+                self.recorder.add(Arrival(head, bytes.fromhex(calling).decode(), path, len(encoded)), waits=False)
+        if left:
+            say("arrived-before", count=len(left))
 
     def _has_room(self) -> bool:
         """Whether there is disk left; asked anew each second."""
@@ -142,10 +96,6 @@ class Intake:
         return free
 
 
-def _file_of(known: Known) -> Path | None:
-    """The file of an image; None where retention, or somebody, removed it."""
-    return Path(known.path) if known.path is not None and Path(known.path).exists() else None
-
-
-def _region(before: Fingerprint, after: Fingerprint) -> dict[str, Any]:
-    return changed_region(before.block_digest, after.block_digest)
+def _refused(status: int, why: str) -> int:
+    say("image-refused", 30, why=why)
+    return status
