@@ -237,8 +237,8 @@ class CycleGAN(nn.Module):
             return (after - before).abs().sum() / mask.sum()
 
         losses = {
-            "adversarial": (self.discriminator["tissue"](made) - 1).square().mean()
-            + (self.discriminator["masked"](undone) - 1).square().mean(),
+            "adversarial": (self.discriminator["tissue"](made).float() - 1).square().mean()
+            + (self.discriminator["masked"](undone).float() - 1).square().mean(),
             "cycle_masked": l1(again_masked, masked),
             "cycle_tissue": l1(again_tissue, tissue),
             "identity": l1(same_tissue, tissue) + l1(same_masked, masked),
@@ -253,7 +253,7 @@ class CycleGAN(nn.Module):
     def _discriminator(self, side: str, real: Tensor) -> Tensor:
         """Least squares: 1 real, 0 made. Halved, as in Zhu's section 7.1, to slow it beside the generators."""
         shown = self._shown[side]
-        on_real, on_made = self.discriminator[side](torch.cat([real, shown])).split([len(real), len(shown)])
+        on_real, on_made = self.discriminator[side](torch.cat([real, shown])).float().split([len(real), len(shown)])
         loss: Tensor = 0.5 * ((on_real - 1).square().mean() + on_made.square().mean())
         return loss
 

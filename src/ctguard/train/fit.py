@@ -103,6 +103,8 @@ def _steps(
     wrapped, *ready = fabric.setup(module, *(optimizers[turn] for turn in turns))
     wrapped.mark_forward_method("step")
     run.begin(dict(zip(turns, ready, strict=True)), state)
+    if not first:  # what a model draws for its share is not what the first process draws for its own
+        torch.manual_seed(recipe.seed + 7919 * fabric.global_rank + run.step)
     for step in progress(range(run.step, recipe.steps), recipe.name, recipe.steps - run.step, quiet or not first):
         share = {key: value[fabric.global_rank :: fabric.world_size] for key, value in batches(step).items()}
         batch = {key: fabric.to_device(value) for key, value in share.items()}
