@@ -43,7 +43,7 @@ class UNet3d(nn.Module):
             levels.append(x)
         for up, skip in zip(self.up, reversed(levels[:-1]), strict=True):
             x = up(x, skip)
-        return torch.tanh(self.out(x))
+        return torch.tanh(self.out(x).float())
 
 
 class PatchDiscriminator3d(nn.Module):
@@ -58,7 +58,7 @@ class PatchDiscriminator3d(nn.Module):
 
     def forward(self, candidate: Tensor, masked: Tensor) -> Tensor:
         """Least squares score of each patch: 0 real, 1 fake, as in the release."""
-        score: Tensor = self.layers(torch.cat([candidate, masked], dim=1))
+        score: Tensor = self.layers(torch.cat([candidate, masked], dim=1)).float()
         return score
 
 
