@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -30,7 +29,7 @@ def main() -> int:
     out = given.pop("out")
     with orthanc(out / "orthanc") as archive:
         result = soak(out, archive, **given)
-    sys.stdout.write(json.dumps(asdict(result)) + "\n")
+    sys.stdout.write(json.dumps(vars(result) | {"kills": dict(result.kills)}) + "\n")
     return bool(result.wrong)
 
 
