@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 
 from ctguard.serve.store.database import open_database
-from tests.serve.parts import free_port
+from tests.serve.parts import free_port, make_certificates
 
 _BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
@@ -41,6 +41,12 @@ def postgres() -> Iterator[str]:
         stop = [f"{binaries}/pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "stop"]
         subprocess.run([*as_user, *stop], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates of two authorities (parts.make_certificates); a test that asks for them needs openssl."""
+    return make_certificates(tmp_path_factory.mktemp("tls") / "pki")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -36,6 +36,8 @@ needs_orthanc = pytest.mark.skipif(
     not (Path(ORTHANC).exists() and ORTHANC_DICOMWEB.exists()), reason="needs Orthanc (Debian: orthanc-dicomweb)"
 )
 
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+
 
 def free_port() -> int:
     """A port on loopback that nobody listens on."""
@@ -93,6 +95,26 @@ def make_patient(folder: Path, slices: int = 6, side: int = 48, seed: int = 0, s
             ds.SyntheticData = "YES"
 
     return make_series(folder, stored, edit)
+
+
+def make_certificates(folder: Path) -> Path:
+    """ca.pem and rogue-ca.pem; node, client and rogue of 127.0.0.1, each a .pem and a .key, the first two of the
+    first CA."""
+    folder.mkdir()
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    for ca, names in (("ca", ("node", "client")), ("rogue-ca", ("rogue",))):
+        new = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={ca}")
+        openssl(*new, "-keyout", f"{ca}.key", "-out", f"{ca}.pem")
+        for name in names:
+            key = ("-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key")
+            openssl("req", *key, "-out", f"{name}.csr", "-subj", "/CN=localhost")
+            sign = ("x509", "-req", "-in", f"{name}.csr", "-CA", f"{ca}.pem", "-CAkey", f"{ca}.key", "-CAcreateserial")
+            openssl(*sign, "-days", "2", "-extfile", "names", "-out", f"{name}.pem")
+    return folder
 
 
 def storescu(port: int, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -176,9 +198,9 @@ def running(config: Config, log: Path) -> Iterator[Running]:
 
 
 class Orthanc:
-    """A real archive: `dicom` and `web` are its ports."""
+    """A real archive: `dicom` and `web` are its ports. more: settings of Orthanc that differ."""
 
-    def __init__(self, folder: Path, title: str = "SECURITY") -> None:
+    def __init__(self, folder: Path, title: str = "SECURITY", **more: Any) -> None:
         self.dicom, self.web = free_port(), free_port()
         self.title = title
         settings = {
@@ -194,6 +216,7 @@ class Orthanc:
             "OverwriteInstances": False,
             "Plugins": [str(ORTHANC_DICOMWEB)],
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+            **more,
         }
         folder.mkdir(parents=True)
         (folder / "orthanc.json").write_text(json.dumps(settings))
@@ -233,9 +256,9 @@ class Orthanc:
 
 
 @contextmanager
-def orthanc(folder: Path, title: str = "SECURITY") -> Iterator[Orthanc]:
+def orthanc(folder: Path, title: str = "SECURITY", **more: Any) -> Iterator[Orthanc]:
     """An archive of its own, ended at the end."""
-    archive = Orthanc(folder, title)
+    archive = Orthanc(folder, title, **more)
     try:
         archive.start()
         yield archive

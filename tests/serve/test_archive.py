@@ -17,13 +17,13 @@ from sqlalchemy import Engine, select
 
 from ctguard.core.errors import DataError, ReadError, RefusedError
 from ctguard.protect.keys import new_key
-from ctguard.serve.archive import audit_archive
+from ctguard.serve.archive import audit_archive, over_web
 from ctguard.serve.dicomweb import pull_once
 from ctguard.serve.intake import Intake
 from ctguard.serve.ledger import fingerprint, open_key, sub_keys
 from ctguard.serve.store import audit
 from ctguard.serve.store.database import open_database, session_scope
-from ctguard.serve.store.models import AuditEvent, Instance, LedgerEntry, Series
+from ctguard.serve.store.models import DONE, AuditEvent, Instance, LedgerEntry, Series
 from tests.cli.runner import run
 from tests.io.dicom_factory import ct_slice, stored_values
 from tests.serve.parts import Orthanc, config_for, free_port, needs_orthanc, orthanc
@@ -55,24 +55,36 @@ def image(number: int, stored: np.ndarray, syntax: Any = ExplicitVRLittleEndian,
 
 
 def upload(archive: Orthanc, contents: list[bytes]) -> None:
-    for content in contents:
-        httpx.post(f"http://127.0.0.1:{archive.web}/instances", content=content).raise_for_status()
+    with httpx.Client(base_url=f"http://127.0.0.1:{archive.web}") as http:
+        for content in contents:
+            http.post("/instances", content=content).raise_for_status()
+
+
+def make_ledger(folder: Path, images: int = IMAGES) -> tuple[Path, Path, np.ndarray]:
+    """A database with the fingerprints of images and their series, the key, and their stored values."""
+    key = sub_keys(new_key(folder / "node.key"))
+    engine = open_database(f"sqlite:///{folder / 'node.db'}")
+    stored = stored_values(images, 40)
+    with session_scope(engine) as session:
+        audit.append(session, "node", audit.STARTED, {"key": key.key_id})
+        for number, plane in enumerate(stored):
+            content = image(number, plane)
+            print_, ds = fingerprint(content, key), pydicom.dcmread(BytesIO(content))
+            uid = str(ds.SOPInstanceUID)
+            session.add(LedgerEntry(sop_uid=uid, pixel_hmac=print_.pixel_hmac, block_digest=print_.block_digest))
+            if number == 0:
+                series = Series(study_uid=str(ds.StudyInstanceUID), series_uid=str(ds.SeriesInstanceUID), state=DONE)
+                session.add(series)
+                session.flush()
+            session.add(Instance(series_id=series.id, sop_uid=uid, path=None, bytes=1, transfer_syntax="1.2"))
+    engine.dispose()
+    return folder / "node.db", folder / "node.key", stored
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> tuple[Path, Path, np.ndarray]:
-    """A database with the fingerprints of a hundred images, the key, and their stored values."""
-    key = sub_keys(new_key(tmp_path / "node.key"))
-    engine = open_database(f"sqlite:///{tmp_path / 'node.db'}")
-    stored = stored_values(IMAGES, 40)
-    with session_scope(engine) as session:
-        audit.append(session, "node", audit.STARTED, {"key": key.key_id})
-        for number, plane in enumerate(stored):
-            print_ = fingerprint(image(number, plane), key)
-            uid = generate_uid(entropy_srcs=["archive", str(number)])
-            session.add(LedgerEntry(sop_uid=uid, pixel_hmac=print_.pixel_hmac, block_digest=print_.block_digest))
-    engine.dispose()
-    return tmp_path / "node.db", tmp_path / "node.key", stored
+    """Of a hundred images."""
+    return make_ledger(tmp_path)
 
 
 def test_a_hundred_of_a_hundred_substituted_slices_are_found(
@@ -94,7 +106,7 @@ def test_lossless_transcoding_and_an_archive_that_is_whole_raise_none(empty: Ort
     database, key, stored = ledger
     syntaxes = [ExplicitVRLittleEndian, JPEG2000Lossless]
     upload(empty, [image(number, plane, syntaxes[number % 2]) for number, plane in enumerate(stored[:60])])
-    found = audit_archive(f"sqlite:///{database}", key, empty.url, sample=IMAGES)
+    found = audit_archive(f"sqlite:///{database}", key, over_web(empty.url), sample=IMAGES)
     assert (found.compared, found.substituted, len(found.missing), found.unreadable) == (60, {}, 40, [])
     with session_scope(open_database(f"sqlite:///{database}"), read_only=True) as session:
         event = session.scalars(select(AuditEvent).where(AuditEvent.event == "archive-audited")).one()
@@ -103,7 +115,11 @@ def test_lossless_transcoding_and_an_archive_that_is_whole_raise_none(empty: Ort
 
 def test_a_sample_is_the_same_for_the_same_seed(empty: Orthanc, ledger: Any) -> None:
     database, key, _ = ledger
-    found = [audit_archive(f"sqlite:///{database}", key, empty.url, sample=5, seed=seed).missing for seed in (1, 1, 2)]
+
+    def missing(seed: int) -> list[str]:
+        return audit_archive(f"sqlite:///{database}", key, over_web(empty.url), sample=5, seed=seed).missing
+
+    found = [missing(seed) for seed in (1, 1, 2)]
     assert found[0] == found[1] != found[2]
     assert len(found[0]) == 5
 
@@ -112,12 +128,12 @@ def test_a_wrong_key_an_empty_ledger_and_no_archive_are_clear_errors(ledger: Any
     database, key, _ = ledger
     url = f"http://127.0.0.1:{free_port()}/dicom-web"
     with pytest.raises(ReadError, match="does not answer"):
-        audit_archive(f"sqlite:///{database}", key, url, sample=1)
+        audit_archive(f"sqlite:///{database}", key, over_web(url), sample=1)
     new_key(tmp_path / "other.key")
     with pytest.raises(RefusedError, match="another key"):
-        audit_archive(f"sqlite:///{database}", tmp_path / "other.key", url, sample=1)
+        audit_archive(f"sqlite:///{database}", tmp_path / "other.key", over_web(url), sample=1)
     with pytest.raises(DataError, match="no image"):
-        audit_archive(f"sqlite:///{tmp_path / 'new.db'}", key, url, sample=1)
+        audit_archive(f"sqlite:///{tmp_path / 'new.db'}", key, over_web(url), sample=1)
 
 
 def test_new_series_are_pulled_once_as_they_are_stored(empty: Orthanc, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def engine(tmp_path: Path) -> Engine:
     with session_scope(made) as session:
         audit.append(session, "node", "started", {"key": "abc"})
         audit.append(session, "node", "alert-substituted", {"series": 7})
-        audit.append(session, "jané", "login", {})
+        audit.append(session, "jané", "log-in", {})
     return made
 
 
@@ -93,7 +93,7 @@ def test_events_are_sent_in_order_with_the_chain_head_and_only_the_new_ones(
     assert send_new(settings(server), engine, position) == 3
     assert send_new(settings(server), engine, position) == 0
     with session_scope(engine) as session:
-        head = audit.append(session, "jané", "logout").hash
+        head = audit.append(session, "jané", "log-out").hash
     assert send_new(settings(server), engine, position) == 1
     wait_for(lambda: len(server.got) == 4, 20, "the fourth message")
     assert all(line.startswith(b"<85>1 20") and b" DICOM+RFC3881 - \xef\xbb\xbf<" in line for line in server.got)
@@ -124,6 +124,6 @@ def test_a_server_with_another_certificate_or_none_gets_nothing_and_nothing_is_f
 
 def test_what_a_user_typed_cannot_break_the_message(engine: Engine) -> None:
     with session_scope(engine) as session:
-        event = audit.append(session, '<x a="1">&', "login", {"why": "]]><!DOCTYPE"})
+        event = audit.append(session, '<x a="1">&', "log-in", {"why": "]]><!DOCTYPE"})
     root = ElementTree.fromstring(message(event))
     assert root.find("ActiveParticipant").attrib["UserID"] == '<x a="1">&'  # type: ignore[union-attr]

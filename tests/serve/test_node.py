@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import socket
 import struct
 import subprocess
@@ -23,12 +22,22 @@ from ctguard.serve.config import Config
 from ctguard.serve.intake import Intake
 from ctguard.serve.ledger import open_key
 from ctguard.serve.node import make_server
+from ctguard.serve.recorder import Recorder
 from ctguard.serve.store.database import open_database, session_scope
 from ctguard.serve.store.models import AuditEvent, Instance, Series
-from tests.serve.parts import config_for, logged, make_patient, needs_storescu, storescu, wait_for
+from tests.serve.parts import (
+    config_for,
+    logged,
+    make_patient,
+    needs_openssl,
+    needs_storescu,
+    storescu,
+    wait_for,
+)
 
 pytestmark = needs_storescu
 ECHOSCU = "/usr/bin/echoscu"
+_RECORDERS: dict[Any, Recorder] = {}
 
 
 @contextmanager
@@ -36,7 +45,9 @@ def serving(config: Config) -> Iterator[Any]:
     """A node in this process; yields its database."""
     config.store.folder.mkdir(parents=True, exist_ok=True)
     engine = open_database(config.store.url)
-    server = make_server(config, engine, Intake(config, engine, open_key(config.store.key_path)))
+    intake = Intake(config, engine, open_key(config.store.key_path))
+    server = make_server(config, engine, intake)
+    _RECORDERS[engine] = intake.recorder
     with logged(config):
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         try:
@@ -49,6 +60,8 @@ def serving(config: Config) -> Iterator[Any]:
 
 
 def count(engine: Any) -> int:
+    """Images that are recorded, once those that were acknowledged are."""
+    assert _RECORDERS[engine].settle()
     with session_scope(engine, read_only=True) as session:
         return len(session.scalars(select(Instance)).all())
 
@@ -66,6 +79,7 @@ def test_a_series_arrives_whole(tmp_path: Path) -> None:
         assert echo(config, "-aec", "CTGUARD") == 0
         for _ in range(2):
             assert storescu(config.node.port, sent).returncode == 0
+            assert count(engine) == 5
         with session_scope(engine, read_only=True) as session:
             (series,) = session.scalars(select(Series)).all()
             kept = [Path(path or "") for path in session.scalars(select(Instance.path))]
@@ -172,27 +186,8 @@ def test_storage_commitment_and_other_classes_are_not_offered(tmp_path: Path) ->
     assert accepted == [CTImageStorage]
 
 
-def make_certificates(folder: Path) -> None:
-    """ca.pem and rogue-ca.pem; node, client and rogue, each a .pem and a .key, the first two of the first CA."""
-    folder.mkdir()
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    for ca, names in (("ca", ("node", "client")), ("rogue-ca", ("rogue",))):
-        new = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={ca}")
-        openssl(*new, "-keyout", f"{ca}.key", "-out", f"{ca}.pem")
-        for name in names:
-            key = ("-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key")
-            openssl("req", *key, "-out", f"{name}.csr", "-subj", "/CN=localhost")
-            sign = ("x509", "-req", "-in", f"{name}.csr", "-CA", f"{ca}.pem", "-CAkey", f"{ca}.key", "-CAcreateserial")
-            openssl(*sign, "-days", "2", "-out", f"{name}.pem")
-
-
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
-def test_tls_lets_in_certificates_of_its_ca_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    pki = tmp_path / "pki"
-    make_certificates(pki)
+@needs_openssl
+def test_tls_lets_in_certificates_of_its_ca_alone(tmp_path: Path, pki: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tls = {"certificate": str(pki / "node.pem"), "key": str(pki / "node.key"), "client_ca": str(pki / "ca.pem")}
     config = config_for(tmp_path / "data", tls=tls, node={"network_timeout_s": 2.0})
     sent = make_patient(tmp_path / "series", slices=2)

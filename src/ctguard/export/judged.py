@@ -32,7 +32,7 @@ _EMPTY = (
 """Type 2 of patient and study: in every object, with a value or without."""
 _OF_THE_SERIES = ("SeriesDescription", "ProtocolName", "FrameOfReferenceUID", "ContributingEquipmentSequence")
 _KEPT = (
-    *("SpecificCharacterSet", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "FrameOfReferenceUID"),
+    *("StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "FrameOfReferenceUID"),
     *("PositionReferenceIndicator", "BodyPartExamined", "InstanceNumber"),
     *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
 )
@@ -133,6 +133,8 @@ def _digest(base: Rules, planes: Sequence[Plane | None], verdict: Verdict, made:
 
 def _patient(original: Dataset) -> Dataset:
     ds = patient_of(original)
+    if "SpecificCharacterSet" in original:  # highdicom, which adds ASCII alone, refuses some that are in use
+        ds["SpecificCharacterSet"] = copy(original["SpecificCharacterSet"])
     for keyword in _OF_THE_SERIES:
         if keyword in ds:
             del ds[keyword]

@@ -44,8 +44,10 @@ _CODES: dict[str, tuple[Code, Code | None, str]] = {
     "series-began": (_TRANSFERRED, None, "C"),
     "object-delivered": (_TRANSFERRED, None, "R"),
     "association-rejected": (_SECURITY, ("110126", "Node Authentication"), "E"),
-    "login": (_LOGIN, ("110122", "Login"), "E"),
-    "logout": (_LOGIN, ("110123", "Logout"), "E"),
+    "associations-rejected": (_SECURITY, ("110126", "Node Authentication"), "E"),
+    "log-in": (_LOGIN, ("110122", "Login"), "E"),
+    "log-in-refused": (_LOGIN, ("110122", "Login"), "E"),
+    "log-out": (_LOGIN, ("110123", "Logout"), "E"),
 }
 """Event code and type (PS3.16 CID 400, 401) and action of events that have their own; alerts are security alerts."""
 

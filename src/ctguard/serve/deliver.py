@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import logging
 import shutil
-import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydicom.filereader import read_file_meta_info
-from pynetdicom import AE
 from pynetdicom import _config as pynetdicom_config
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session as OrmSession
 
+from ctguard.core.errors import ReadError
+from ctguard.serve.associate import TLS, associate, make_ae
 from ctguard.serve.audit_message import run_audit
 from ctguard.serve.config import Config, Destination
 from ctguard.serve.dicomweb import store_files
@@ -27,15 +28,13 @@ from ctguard.serve.objects import make_folder
 from ctguard.serve.retention import remove_old
 from ctguard.serve.store import queue
 from ctguard.serve.store.database import session_scope
-from ctguard.serve.store.models import Delivery
+from ctguard.serve.store.models import Alert, Delivery
 
 DEAD_LETTERS = "dead-letter"
 _IDLE_S = 0.5
 _RETENTION_S = 3600.0
 _STORED = (0x0000, 0xB000, 0xB006, 0xB007)
 """Success, and the warnings with which an object is stored all the same (PS3.4 B.2.3)."""
-_TIMEOUT_S = 60.0
-
 Answer = tuple[int, str | None]
 """Row of a delivery, and why it was not taken; None where it was."""
 
@@ -85,8 +84,17 @@ def _note(config: Config, engine: Engine, row: Delivery, reason: str | None) -> 
             queue.put_off(session, row.id, reason, wait_s)
         else:
             queue.give_up(session, row.id, reason, str(_keep(config, row)))
+        if reason is not None and reason.startswith(TLS):
+            _alert(session, row.destination, reason)
     level = logging.INFO if reason is None else logging.WARNING
     say("delivery", level, series=row.series_id, destination=row.destination, kind=row.kind, failed=reason)
+
+
+def _alert(session: OrmSession, destination: str, reason: str) -> None:
+    """Somebody should look at a certificate, or at who is in between, now; one alert until it is acknowledged."""
+    open_ones = select(Alert).where(Alert.kind == "tls", Alert.acknowledged_by.is_(None))
+    if not any(alert.details["destination"] == destination for alert in session.scalars(open_ones)):
+        queue.raise_alert(session, "tls", {"destination": destination, "reason": reason})
 
 
 def _keep(config: Config, row: Delivery) -> Path:
@@ -105,10 +113,8 @@ def _stow(destination: Destination, due: Sequence[Delivery]) -> Iterator[Answer]
 
 def _c_store(destination: Destination, due: Sequence[Delivery]) -> Iterator[Answer]:
     """All in one association. An archive that cannot be reached is one failure of each."""
-    pynetdicom_config.LOG_HANDLER_LEVEL = "none"
     pynetdicom_config.STORE_SEND_CHUNKED_DATASET = True  # a map can be hundreds of megabytes
-    ae = AE("CTGUARD")
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = _TIMEOUT_S
+    ae = make_ae("CTGUARD")
     rows = []
     for row in due:
         try:
@@ -120,12 +126,10 @@ def _c_store(destination: Destination, due: Sequence[Delivery]) -> Iterator[Answ
         ae.add_requested_context(meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID)
     if not rows:
         return
-    tls = None if destination.tls_ca is None else (client_tls(destination), destination.host)
-    named: dict[str, Any] = {"ae_title": destination.ae_title, "tls_args": tls}
-    association = ae.associate(destination.host, destination.port, **named)
-    if not association.is_established:
-        why = "the archive rejected the association" if association.is_rejected else "the archive cannot be reached"
-        yield from ((row.id, why) for row in rows)
+    try:
+        association = associate(ae, destination)
+    except ReadError as error:
+        yield from ((row.id, error.what) for row in rows)
         return
     try:
         for row in rows:
@@ -142,12 +146,3 @@ def _send(association: Any, row: Delivery) -> str | None:
     if status is None:
         return "the archive did not answer"
     return None if status in _STORED else f"the archive answered {status:04X}"
-
-
-def client_tls(destination: Destination) -> ssl.SSLContext:
-    """TLS towards an archive: its certificate must be of the CA and name the host; ours is shown where there is one."""
-    context = ssl.create_default_context(cafile=destination.tls_ca)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if destination.tls_certificate is not None:
-        context.load_cert_chain(destination.tls_certificate, destination.tls_key)
-    return context

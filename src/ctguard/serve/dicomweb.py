@@ -14,10 +14,12 @@ from dicomweb_client.api import DICOMwebClient
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from requests import RequestException, Session
+from requests.exceptions import SSLError
 from sqlalchemy import Engine, select
 
 from ctguard.core.errors import ReadError
 from ctguard.io.dicom_values import PARSE_ERRORS
+from ctguard.serve.associate import tls_fault
 from ctguard.serve.config import Destination, Pull
 from ctguard.serve.intake import SUCCESS, Intake
 from ctguard.serve.logs import say
@@ -56,6 +58,8 @@ def store_files(destination: Destination, files: Sequence[Path]) -> str | None:
     try:
         service = client(destination.url, destination.tls_ca, destination.token_file, certificate)
         answer = service.store_instances([dcmread(file) for file in files])
+    except SSLError:
+        return tls_fault(destination) or "the archive broke the connection off"
     except RequestException as error:
         status = getattr(error.response, "status_code", None)
         return "the archive cannot be reached" if status is None else f"the archive answered {status}"
@@ -80,9 +84,11 @@ def find(service: Any, level: str, filters: dict[str, str], series: tuple[str, s
         offset += _PAGE
 
 
-def retrieve(service: Any, uids: Uids) -> Any:
-    """WADO-RS: one object, in the transfer syntax in which it is stored."""
-    return service.retrieve_instance(*uids, media_types=_AS_STORED)
+def retrieve(service: Any, uids: Uids) -> bytes:
+    """WADO-RS: the file of one object, in the transfer syntax in which it is stored."""
+    buffer = BytesIO()
+    service.retrieve_instance(*uids, media_types=_AS_STORED).save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
 
 
 def run_pull(settings: Pull, engine: Engine, intake: Intake, stopping: threading.Event) -> None:
@@ -107,9 +113,8 @@ def pull_once(settings: Pull, engine: Engine, intake: Intake) -> int:
         within = (str(series.StudyInstanceUID), str(series.SeriesInstanceUID))
         offered = [str(row.SOPInstanceUID) for row in find(service, "instances", {}, within)]
         for uid in _missing(engine, offered):
-            buffer = BytesIO()
-            retrieve(service, (*within, uid)).save_as(buffer, enforce_file_format=True)
-            taken += intake.take(buffer.getvalue(), uid, "DICOMWEB") == SUCCESS
+            taken += intake.take(retrieve(service, (*within, uid)), uid, "DICOMWEB") == SUCCESS
+    intake.recorder.settle()
     return taken
 
 

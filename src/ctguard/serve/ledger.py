@@ -76,16 +76,8 @@ def fingerprint(source: Path | bytes, key: NodeKey) -> Fingerprint:
         return _fingerprint(stream, str(source), key)
 
 
-def fingerprint_of(ds: Any, key: NodeKey) -> Fingerprint:
-    """Of a dataset with its file meta information. Raises as `fingerprint`."""
-    return _of(ds, str(ds.get("SOPInstanceUID", "image")), key)
-
-
 def _fingerprint(stream: BinaryIO, where: str, key: NodeKey) -> Fingerprint:
-    return _of(load(stream, where), where, key)
-
-
-def _of(ds: Any, where: str, key: NodeKey) -> Fingerprint:
+    ds = load(stream, where)
     mac = hmac.new(key.pixels, digestmod=hashlib.sha256)
     means = []
     try:

@@ -42,7 +42,7 @@ def start_log(role: str, settings: Log) -> None:
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(settings.level)
     # These say too much: names of files with UIDs, whole datasets, tracebacks for each broken connection.
-    for name in ("pynetdicom", "pydicom", "ctguard"):
+    for name in ("pynetdicom", "pydicom", "ctguard", "python_multipart"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     warnings.simplefilter("ignore")  # pydicom quotes values in them
     sys.excepthook = _fault

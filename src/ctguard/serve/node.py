@@ -12,7 +12,9 @@ import secrets
 import socket
 import ssl
 import threading
+from contextlib import suppress
 from ipaddress import ip_address
+from queue import Empty
 from typing import Any
 
 from pydicom.uid import (
@@ -25,16 +27,19 @@ from pydicom.uid import (
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 from pynetdicom import _config as pynetdicom_config
 from pynetdicom.association import Association
+from pynetdicom.fsm import TRANSITION_TABLE, StateMachine
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 from sqlalchemy import Engine
 
+from ctguard.io.dicom_values import PARSE_ERRORS
 from ctguard.serve.config import Config, Tls
 from ctguard.serve.dicomweb import run_pull
 from ctguard.serve.intake import Intake
 from ctguard.serve.ledger import open_key
 from ctguard.serve.logs import say
-from ctguard.serve.store import audit, queue
+from ctguard.serve.rejections import Rejections
+from ctguard.serve.store import queue
 from ctguard.serve.store.database import session_scope
 
 CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
@@ -44,6 +49,9 @@ SYNTAXES = [
     # A few deflated kilobytes can be gigabytes. Video and referenced pixel data (JPIP) are not CT.
     if uid != DeflatedExplicitVRLittleEndian and "JPIP" not in UID(uid).name and "MPEG" not in UID(uid).name
 ]
+_INVALID_PDU = "Evt19"
+_OURS = ("Evt7", "Evt8", "Evt9", "Evt11", "Evt14", "Evt15")
+"""Events that are requests and answers of ours (PS3.8 9.2.2); the others come from the connection."""
 _CHUNK = 1 << 16
 _WAITING = 4
 """Connections that have not said who they are, per association that is allowed."""
@@ -73,6 +81,27 @@ class _Socket(AssociationSocket):
         return buffer
 
 
+class _Machine(StateMachine):
+    """Aborts a peer whose PDU cannot be decoded, and drops what comes too late: the acceptance of a peer that was
+    aborted meanwhile, as it had not waited for it.
+
+    pynetdicom's own raises, which ends the thread of the connection and leaves it open.
+    """
+
+    def do_action(self, event: str) -> None:
+        """As PS3.8 9.2 has it, for events that are defined in this state."""
+        if (event, self.current_state) not in TRANSITION_TABLE:
+            with suppress(Empty):
+                if event in _OURS:
+                    self.dul.to_provider_queue.get_nowait()
+            return
+        try:
+            super().do_action(event)
+        except (*PARSE_ERRORS, Empty):
+            self.dul._kill_thread = False
+            super().do_action(_INVALID_PDU)
+
+
 class _Handler(RequestHandler):
     server: Server
 
@@ -82,6 +111,7 @@ class _Handler(RequestHandler):
         limited = _Socket(assoc, client_socket=self.request)
         limited.most_pdu, limited.most_object = self.server.most_pdu, self.server.most_object
         assoc.dul.socket = limited
+        assoc.dul.state_machine = _Machine(assoc.dul)
         return assoc
 
 
@@ -90,6 +120,7 @@ class Server(ThreadedAssociationServer):
 
     daemon_threads = True
     block_on_close = False
+    rejections: Rejections
 
     def __init__(self, *args: Any, config: Config, tls: ssl.SSLContext | None, **named: Any) -> None:
         self.networks = config.node.addresses
@@ -151,10 +182,11 @@ def make_server(config: Config, engine: Engine, intake: Intake) -> Server:
     ae.add_supported_context(Verification)
     for sop_class in CLASSES:
         ae.add_supported_context(sop_class, SYNTAXES)
+    rejections = Rejections(engine)
     handlers: list[Any] = [
         (evt.EVT_C_STORE, _on_store, [intake]),
         (evt.EVT_ACCEPTED, _on_accepted),
-        (evt.EVT_REJECTED, _on_rejected, [engine]),
+        (evt.EVT_REJECTED, _on_rejected, [rejections]),
         (evt.EVT_ABORTED, _on_aborted),
     ]
     made = ae.make_server(
@@ -166,6 +198,7 @@ def make_server(config: Config, engine: Engine, intake: Intake) -> Server:
     )
     ae._servers.append(made)  # what AE.start_server does; without it shutdown() complains
     assert isinstance(made, Server)
+    made.rejections = rejections
     return made
 
 
@@ -197,9 +230,11 @@ def run_node(config: Config, engine: Engine, stopping: threading.Event) -> None:
             queued = queue.queue_quiet(session, config.node.quiet_s)
         if queued:
             say("series-queued", count=queued)
+        server.rejections.summarise()
     server.shutdown()
     for association in server.active_associations:
         association.abort()
+    server.rejections.summarise(early=True)
 
 
 def _on_store(event: evt.Event, intake: Intake) -> int:
@@ -217,10 +252,9 @@ def _on_aborted(event: evt.Event) -> None:
     say("association-aborted", logging.WARNING)
 
 
-def _on_rejected(event: evt.Event, engine: Engine) -> None:
+def _on_rejected(event: evt.Event, rejections: Rejections) -> None:
     requestor = event.assoc.requestor
     called = getattr(requestor.primitive, "called_ae_title", "")
     facts = {"calling_ae": str(requestor.ae_title), "called_ae": str(called), "address": str(requestor.address)}
-    with session_scope(engine) as session:
-        audit.append(session, queue.NODE, "association-rejected", facts)
     say("association-rejected", logging.WARNING, calling_ae_title=requestor.ae_title, address=requestor.address)
+    rejections.record(facts)

@@ -20,7 +20,7 @@ from tests.serve.web.node import CLEAR, HOT_ZYX, JUDGED, Node, add_series, make_
 
 PAGES = (
     *("/", "/cases/1", "/cases/2", "/cases/3", "/cases/4", "/admin/users", "/admin/audit", "/admin/retention"),
-    *("/studies", "/no-such-page", "/cases/99", "/cases/x", "/login"),
+    *("/studies", "/password", "/no-such-page", "/cases/99", "/cases/x", "/login"),
 )
 
 

@@ -19,7 +19,7 @@ from ctguard.core.errors import CtguardError
 from ctguard.serve.config import Config
 from ctguard.serve.logs import say
 from ctguard.serve.store.database import open_database
-from ctguard.serve.web import admin, auth, case, health, readings, study_pages, worklist
+from ctguard.serve.web import account, admin, auth, case, health, readings, study_pages, worklist
 from ctguard.serve.web.auth import TRIES_PER_ADDRESS, TRIES_PER_NAME, login_address
 from ctguard.serve.web.pages import STATIC, page
 from ctguard.serve.web.security import Guard
@@ -62,7 +62,7 @@ def create_app(config: Config, engine: Engine | None = None) -> FastAPI:
     app.state.config = config
     app.state.engine = engine or open_database(config.store.url)
     app.state.attempts = (Attempts(TRIES_PER_NAME), Attempts(TRIES_PER_ADDRESS))
-    for part in (auth, worklist, readings, case, admin, study_pages, health):
+    for part in (auth, account, worklist, readings, case, admin, study_pages, health):
         app.include_router(part.router)
     app.mount("/static", _Static(directory=STATIC))
     app.add_exception_handler(HTTPException, _refused)

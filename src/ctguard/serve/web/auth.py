@@ -107,7 +107,7 @@ def login_page(request: Request, engine: Database, next: Annotated[str, Query(ma
             raise HTTPException(403, "Your account is disabled, or its name cannot be used here. Ask an administrator.")
         token = open_session(session, user, web)
         append(session, user.name, "log-in", {"by": "proxy", "from": peer_of(request.scope)})
-    return _with_cookie(_inside(next), token, web)
+    return with_cookie(_inside(next), token, web)
 
 
 @router.post("/login")
@@ -137,7 +137,7 @@ def log_in(
     if user is None:
         return _form(request, next, 401, "Name or password is wrong.")
     attempts[0].forget(key)
-    return _with_cookie(_inside(next), token, web)
+    return with_cookie(_inside(next), token, web)
 
 
 @router.post("/logout")
@@ -168,7 +168,8 @@ def _form(request: Request, next: str, status: int = 200, message: str = "") -> 
     return answer
 
 
-def _with_cookie(target: str, token: str, web: Web) -> Response:
+def with_cookie(target: str, token: str, web: Web) -> Response:
+    """Go on to a page of ours with a new log-in."""
     answer = RedirectResponse(target, 303)
     answer.set_cookie(_cookie(web), token, secure=web.secure_cookies, httponly=True, samesite="strict")
     answer.delete_cookie(_form_cookie(web), secure=web.secure_cookies, httponly=True)

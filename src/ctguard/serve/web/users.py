@@ -69,6 +69,22 @@ def hash_password(password: str) -> str:
     return _HASHER.hash(password)
 
 
+def replace_password(engine: Engine, user: User, hashed: str, web: Web) -> str | None:
+    """A person's own new password, audited. All log-ins of the user end; returns the token of a new one.
+
+    None, and nothing changed, where the user is not what was checked any more: an admin was faster.
+    """
+    same = (User.id == user.id, User.password_hash == user.password_hash, User.disabled.is_(False))
+    with session_scope(engine) as session:
+        row = session.scalar(select(User).where(*same).with_for_update())
+        if row is None:
+            return None
+        row.password_hash = hashed
+        session.execute(delete(Session).where(Session.user_id == row.id))
+        append(session, row.name, "password-changed", {"user": row.name})
+        return open_session(session, row, web)
+
+
 def check_password(engine: Engine, name: str, password: str) -> User | None:
     """The user of this name and password who is not disabled; as slow for any name."""
     with session_scope(engine, read_only=True) as session:
