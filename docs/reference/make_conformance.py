@@ -44,7 +44,7 @@ RESULTS = {
     "key": KeyObjectSelectionDocumentStorage,
 }
 _APPENDED = re.compile(r'\bappend\(\s*\w+,[^,()]+(?:\.[^,()]+)*,\s*"([a-z-]+)"')
-_ALERTED = re.compile(r'\braise_alert\(\s*\w+,\s*"([a-z-]+)"')
+_ALERTED = re.compile(r'\b(?:raise_alert\(\s*\w+,\s*|alert\(|alerts\.append\(\()"([a-z-]+)"')
 _MEANING = {
     intake.SUCCESS: "Success: the object is on disk",
     intake.OUT_OF_RESOURCES: "Refused, out of resources: disk, object size, or a database that takes nothing",

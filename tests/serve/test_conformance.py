@@ -166,7 +166,7 @@ def test_what_is_due_is_proposed_by_ctguard_in_its_own_syntax(written: tuple[Dat
     assert server is not None
     to = Destination(name="archive", ae_title="ARCHIVE", host="127.0.0.1", port=server.server_address[1])
     due = [Delivery(id=number, path=ds.filename) for number, ds in enumerate(written[1].values())]
-    said = [reason for _, reason in deliver._c_store(to, due)]
+    said = [reason for _, reason in deliver._c_store("NODE", to, due)]
     archive.shutdown()
     assert said == [None, None, None, "the archive answered A700"]
     stated = [
@@ -174,7 +174,7 @@ def test_what_is_due_is_proposed_by_ctguard_in_its_own_syntax(written: tuple[Dat
         for kind, _, uid, syntax in rows("proposed")
         if kind != "image"
     ]
-    assert sorted(proposed) == sorted(("CTGUARD", uid, [syntax]) for uid, syntax in stated)
+    assert sorted(proposed) == sorted(("NODE", uid, [syntax]) for uid, syntax in stated)
 
 
 @pytest.mark.filterwarnings("ignore:message sent by origin server")

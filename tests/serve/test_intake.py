@@ -169,8 +169,10 @@ def test_another_uid_than_announced_is_refused(node: Intake) -> None:
 
 def test_a_full_disk_is_out_of_resources(node: Intake, monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
     monkeypatch.setattr(intake_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    assert take(node, encoded(STORED), UID, "SENDER") == OUT_OF_RESOURCES
+    for _ in range(2):
+        assert take(node, encoded(STORED), UID, "SENDER") == OUT_OF_RESOURCES
     assert rows(engine, Series) == []
+    assert [alert.kind for alert in rows(engine, Alert)] == ["disk-full"]
 
 
 def test_an_object_over_the_limit_is_out_of_resources(engine: Engine, tmp_path: Path) -> None:

@@ -13,18 +13,19 @@ import pytest
 from sqlalchemy import Engine, select
 
 from ctguard import io
-from ctguard.core.errors import ModelError
+from ctguard.core.errors import ModelError, WriteError
 from ctguard.io.private import read_blocks
 from ctguard.protect.keys import new_key, read_key
 from ctguard.protect.record import from_blocks
 from ctguard.protect.verify import verify_volume
+from ctguard.serve import judging
 from ctguard.serve.config import Config
 from ctguard.serve.intake import SUCCESS, Intake
 from ctguard.serve.judging import Judge, load_judge
 from ctguard.serve.ledger import open_key
 from ctguard.serve.store import queue
 from ctguard.serve.store.database import open_database, session_scope
-from ctguard.serve.store.models import DONE, FAILED, Alert, Delivery, LedgerEntry, Series, now
+from ctguard.serve.store.models import DONE, FAILED, Alert, AuditEvent, Delivery, LedgerEntry, Series, now
 from ctguard.serve.worker import work_once
 from tests.serve.parts import config_for, make_patient
 from tests.serve.soak import suspicious_weights
@@ -139,3 +140,17 @@ with _held(engine, series, timeout_s=0.5):
 def test_a_detector_that_does_not_exist_stops_the_worker_with_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no detector is called"):
         load_judge(config_for(tmp_path / "data", analysis={"detector": "oracle"}))
+
+
+def test_a_verdict_stays_where_dicom_results_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: Any) -> list[Path]:
+        raise WriteError("its character set has no name", remedy="")
+
+    monkeypatch.setattr(judging, "write_results", refuses)
+    made = node(tmp_path)
+    series = judge(made, make_patient(tmp_path / "series", slices=5))
+    assert series.state == DONE and series.tampered
+    alerts = {alert.kind: alert.details for alert in rows(made[2], Alert)}
+    assert alerts["results-not-written"] == {"reason": "its character set has no name"}
+    events = {event.event for event in rows(made[2], AuditEvent)}
+    assert events >= {"alert-tampered", "alert-results-not-written"}

@@ -48,6 +48,7 @@ _CODES: dict[str, tuple[Code, Code | None, str]] = {
     "log-in": (_LOGIN, ("110122", "Login"), "E"),
     "log-in-refused": (_LOGIN, ("110122", "Login"), "E"),
     "log-out": (_LOGIN, ("110123", "Logout"), "E"),
+    "alert-acknowledged": (_ACTIVITY, None, "E"),
 }
 """Event code and type (PS3.16 CID 400, 401) and action of events that have their own; alerts are security alerts."""
 
@@ -103,7 +104,8 @@ def syslog_line(event: AuditEvent) -> bytes:
 
 def message(event: AuditEvent) -> bytes:
     """The audit message (PS3.15 A.5.1), UTF-8 XML."""
-    alert = event.event.startswith("alert-") or event.event.endswith(("failed", "refused", "rejected"))
+    bad = event.event.startswith("alert-") or event.event.endswith(("failed", "refused", "rejected"))
+    alert = bad and event.event != "alert-acknowledged"
     code, kind, action = _CODES.get(event.event, (_SECURITY if alert else _ACTIVITY, None, "E"))
     root = ElementTree.Element("AuditMessage")
     what = _add(

@@ -69,7 +69,8 @@ def deliver_once(config: Config, engine: Engine, destination: Destination) -> bo
         due = queue.due_deliveries(session, destination.name)
     if not due:
         return False
-    for row, reason in (_stow if destination.url else _c_store)(destination, due):
+    answers = _stow(destination, due) if destination.url else _c_store(config.node.ae_title, destination, due)
+    for row, reason in answers:
         _note(config, engine, next(one for one in due if one.id == row), reason)
     return True
 
@@ -111,10 +112,10 @@ def _stow(destination: Destination, due: Sequence[Delivery]) -> Iterator[Answer]
         yield row.id, store_files(destination, [Path(row.path)])
 
 
-def _c_store(destination: Destination, due: Sequence[Delivery]) -> Iterator[Answer]:
+def _c_store(title: str, destination: Destination, due: Sequence[Delivery]) -> Iterator[Answer]:
     """All in one association. An archive that cannot be reached is one failure of each."""
     pynetdicom_config.STORE_SEND_CHUNKED_DATASET = True  # a map can be hundreds of megabytes
-    ae = make_ae("CTGUARD")
+    ae = make_ae(title)
     rows = []
     for row in due:
         try:

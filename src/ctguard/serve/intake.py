@@ -91,8 +91,10 @@ class Intake:
         """Whether there is disk left; asked anew each second."""
         at, free = self._free_known
         if time.monotonic() - at > 1:
-            free = shutil.disk_usage(self.folder).free > self.least_free
+            before, free = free, shutil.disk_usage(self.folder).free > self.least_free
             self._free_known = (time.monotonic(), free)
+            if before and not free:
+                self.recorder.alert("disk-full", {"least_free_mb": self.least_free // 1_000_000})
         return free
 
 

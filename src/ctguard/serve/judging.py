@@ -19,6 +19,7 @@ import torch
 from pydicom import dcmread
 
 from ctguard import io, zoo
+from ctguard.core.errors import WriteError
 from ctguard.core.marks import is_synthetic
 from ctguard.core.records import Verdict
 from ctguard.core.threshold import Threshold
@@ -41,6 +42,8 @@ from ctguard.serve.store import queue
 from ctguard.serve.store.models import Series, now
 from ctguard.serve.web.volumes import prepare
 
+Facts = tuple[str, dict[str, Any]]
+"""Kind and details of an alert."""
 VERDICT, HEAT, TITLE = "verdict.json", "map.nii.gz", "Has this scan been tampered with?"
 KINDS = {SEG: "seg", MAP: "map", SR: "sr", KEY: "key"}
 IMAGE = "image"
@@ -100,7 +103,7 @@ def judge_series(judge: Judge, series: Series, files: Sequence[Path]) -> queue.O
     seal = _seal(judge, volume)
     signature = check_files(volume.provenance.source.files, settings.signature_certificate)
     synthetic = series.synthetic or is_synthetic(volume.provenance.marks)
-    made = _write_case(stage, series, volume, verdict, (seal, signature))
+    made, lacking = _write_case(stage, series, volume, verdict, (seal, signature))
     copies = [] if synthetic else _copies(judge, volume, stage, files)
     shutil.rmtree(images)
     for path in stage.rglob("*"):
@@ -124,7 +127,7 @@ def judge_series(judge: Judge, series: Series, files: Sequence[Path]) -> queue.O
     parcels = _results(judge.config, [case / path.name for path in made])
     moved = [case / path.relative_to(stage) if path.is_relative_to(stage) else path for path in copies]
     parcels += [queue.Parcel(to, IMAGE, str(path), _uid(path), until) for path in moved]
-    return queue.Outcome(values, parcels, _alerts(verdict, seal, signature, synthetic))
+    return queue.Outcome(values, parcels, [*_alerts(verdict, seal, signature, synthetic), *lacking])
 
 
 def _seal(judge: Judge, volume: Volume) -> SealVerdict:
@@ -151,8 +154,11 @@ def _copies(judge: Judge, volume: Volume, stage: Path, files: Sequence[Path]) ->
 
 def _write_case(
     stage: Path, series: Series, volume: Volume, verdict: Verdict, checks: tuple[SealVerdict, SignatureVerdict]
-) -> list[Path]:
-    """verdict.json, map.nii.gz, report.html, what the viewer needs, and the DICOM results; the latter's paths."""
+) -> tuple[list[Path], list[Facts]]:
+    """verdict.json, map.nii.gz, report.html, what the viewer needs, and the DICOM results; the latter's paths.
+
+    A series whose attributes allow no DICOM results keeps its verdict, with an alert that says why.
+    """
     facts = {
         "series": series.id,
         "detector": verdict.detector,
@@ -170,7 +176,13 @@ def _write_case(
     io.write(Volume(verdict.map, verdict.geometry, volume.provenance), stage / HEAT)
     write_report(stage, TITLE, verdict_sections(volume, verdict))
     prepare(volume, verdict, stage)
-    return write_results(volume, verdict, stage)
+    alerts: list[Facts] = []
+    made: list[Path] = []
+    try:
+        made = write_results(volume, verdict, stage)
+    except WriteError as error:
+        alerts.append(("results-not-written", {"reason": error.what}))
+    return made, alerts
 
 
 def _results(config: Config, results: Sequence[Path]) -> list[queue.Parcel]:
@@ -186,10 +198,8 @@ def _uid(path: Path) -> str:
     return str(dcmread(path, stop_before_pixels=True, specific_tags=["SOPInstanceUID"]).SOPInstanceUID)
 
 
-def _alerts(
-    verdict: Verdict, seal: SealVerdict, signature: SignatureVerdict, synthetic: bool
-) -> list[tuple[str, dict[str, Any]]]:
-    alerts: list[tuple[str, dict[str, Any]]] = []
+def _alerts(verdict: Verdict, seal: SealVerdict, signature: SignatureVerdict, synthetic: bool) -> list[Facts]:
+    alerts: list[Facts] = []
     if verdict.tampered:
         alerts.append(("tampered", {"score": verdict.score, "regions": len(verdict.regions)}))
     if seal.state in ALARMS:

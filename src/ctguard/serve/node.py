@@ -17,6 +17,7 @@ from ipaddress import ip_address
 from queue import Empty
 from typing import Any
 
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -43,12 +44,18 @@ from ctguard.serve.store import queue
 from ctguard.serve.store.database import session_scope
 
 CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
-SYNTAXES = [
-    UID(uid)
-    for uid in ALL_TRANSFER_SYNTAXES
-    # A few deflated kilobytes can be gigabytes. Video and referenced pixel data (JPIP) are not CT.
-    if uid != DeflatedExplicitVRLittleEndian and "JPIP" not in UID(uid).name and "MPEG" not in UID(uid).name
-]
+
+
+def _is_decoded(uid: str) -> bool:
+    """Whether there is a decoder, installed or not: what nobody can judge should be refused, not kept."""
+    try:
+        get_decoder(uid)
+    except NotImplementedError:
+        return False
+    return uid != DeflatedExplicitVRLittleEndian  # of which a few kilobytes can be gigabytes
+
+
+SYNTAXES = [UID(uid) for uid in ALL_TRANSFER_SYNTAXES if _is_decoded(uid)]
 _INVALID_PDU = "Evt19"
 _OURS = ("Evt7", "Evt8", "Evt9", "Evt11", "Evt14", "Evt15")
 """Events that are requests and answers of ours (PS3.8 9.2.2); the others come from the connection."""

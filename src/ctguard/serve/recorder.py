@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -78,6 +79,14 @@ class Recorder:
         """Wait until all that was added is recorded; whether it is."""
         with self._none_left:
             return self._none_left.wait_for(lambda: self._left == 0, timeout_s)
+
+    def alert(self, kind: str, details: dict[str, Any]) -> None:
+        """Raise an alert; where the database takes none, it is in the log."""
+        try:
+            with session_scope(self.engine) as session:
+                queue.raise_alert(session, kind, details)
+        except SQLAlchemyError as error:
+            say("alert-lost", 50, kind=kind, why=type(error).__name__)
 
     def _work(self) -> None:
         while True:
@@ -190,11 +199,7 @@ class Recorder:
         make_folder(self.folder.parent / ASIDE)
         arrival.path.replace(self.folder.parent / ASIDE / arrival.path.name)
         say("image-aside", 50, kind=kind, kept=arrival.path.name)
-        try:
-            with session_scope(self.engine) as session:
-                queue.raise_alert(session, "not-recorded", {"kind": kind, "kept": arrival.path.name})
-        except SQLAlchemyError as error:
-            say("alert-lost", 50, kind=type(error).__name__)
+        self.alert("not-recorded", {"kind": kind, "kept": arrival.path.name})
 
 
 def _series_of(session: OrmSession, first: Arrival, key: NodeKey) -> int:

@@ -171,7 +171,7 @@ def finish(session: OrmSession, held: Series, outcome: Outcome) -> bool:
                 Delivery(series_id=series.id, destination=to, kind=kind, path=path, sop_uid=sop_uid, next_at=at)
             )
     for kind, details in outcome.alerts:
-        session.add(Alert(series_id=series.id, kind=kind, details=details))
+        raise_alert(session, kind, details, series_id=series.id)
     facts = {"series": series.id, "images": series.slices, "score": series.score, "tampered": series.tampered}
     audit.append(session, NODE, "series-judged", {**facts, "seal": series.seal_state, "synthetic": series.synthetic})
     return True
