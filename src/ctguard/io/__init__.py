@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,8 @@ if TYPE_CHECKING:
 READS = "a DICOM folder, file or zip, .mha, .mhd, .nii, .nii.gz, .nrrd, or a folder of slideNNNN.tiff"
 WRITES = "a folder name (DICOM), .mha, .mhd, .nii, .nii.gz, .nrrd or NAME.tiff (a folder of slices)"
 
+_SPACING_MM = (1e-3, 100.0)
+"""Of voxels; work on a grid of others would need filters without end."""
 _ITK = (".mha", ".mhd", ".nrrd")
 _NIFTI = (".nii", ".nii.gz")
 _MARKLESS = (".raw", ".zraw", ".png", ".jpg", ".jpeg", ".bmp", ".npy", ".npz", ".hdr", ".img", ".gipl", ".gipl.gz")
@@ -29,6 +30,15 @@ def read(path: str | Path, *, allow_gaps: bool = False, series_uid: str | None =
     Raises ReadError naming the file and the remedy; never returns a half-read volume.
     """
     path = Path(path)
+    volume = _read(path, allow_gaps, series_uid)
+    spacing = volume.geometry.spacing_zyx_mm
+    if not all(_SPACING_MM[0] <= mm <= _SPACING_MM[1] for mm in spacing):
+        said = " x ".join(f"{mm:.3g}" for mm in spacing)
+        raise ReadError(f"its voxels are {said} mm, which CT never has", where=path, remedy="repair its header")
+    return volume
+
+
+def _read(path: Path, allow_gaps: bool, series_uid: str | None) -> Volume:
     if not path.exists():
         raise ReadError("there is no such file or folder", where=path, remedy="check the path")
     ending = _ending(path)
@@ -95,7 +105,9 @@ def _ending(path: Path) -> str:
 
 
 def _is_dicom_or_zip(path: Path, ending: str) -> bool:
-    if ending in (".dcm", ".zip") or zipfile.is_zipfile(path):
+    from ctguard.io.zipped import is_zip
+
+    if ending in (".dcm", ".zip") or is_zip(path):
         return True
     try:
         with path.open("rb") as stream:

@@ -11,11 +11,11 @@ from pydicom.dataset import FileDataset
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 
 from ctguard.core.errors import MissingExtraError, ReadError
-from ctguard.io.dicom_values import REWRITE, required
+from ctguard.io.dicom_values import REWRITE, one_line, required
 
 _INT16 = np.iinfo(np.int16)
 _PLUGINS = ("pydicom", "pyjpegls", "pylibjpeg", "pillow", "gdcm")
-"""Decoders in the order of preference. gdcm last: a damaged JPEG-LS frame makes it end the whole process. pydicom
+"""Decoders in the order of preference. gdcm last: it needs a process of its own (dicom_gdcm.py). pydicom
 first, for RLE: pylibjpeg's decoder panics on a damaged frame."""
 _MAX_MATRIX = 8192
 """Rows or columns of a compressed slice; a damaged header must not ask for gigabytes."""
@@ -47,7 +47,9 @@ def _decoder(ds: FileDataset, file: str) -> Decoder:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
         raise ReadError(
-            f"its transfer syntax {syntax.name} cannot be read", where=file, remedy="decompress it with dcmdjpeg"
+            f"its transfer syntax {one_line(syntax.name)} cannot be read",
+            where=file,
+            remedy="decompress it with dcmdjpeg",
         ) from error
     if not decoder.is_available:
         raise MissingExtraError(
@@ -91,7 +93,23 @@ def decoded(ds: FileDataset, file: str, count: int) -> Iterator[NDArray[Any]]:
     if max(rows, columns) > _MAX_MATRIX:
         raise ReadError(f"its header says {rows}x{columns} voxels, which CT never has", where=file, remedy=REWRITE)
     plugin = next(name for name in _PLUGINS if name in decoder.available_plugins)
-    if count == 1:
+    if plugin == "gdcm":
+        from ctguard.io.dicom_gdcm import frames as decoded_apart
+
+        options = {
+            "rows": rows,
+            "columns": columns,
+            "number_of_frames": count,
+            "samples_per_pixel": 1,
+            "bits_allocated": allocated,
+            "bits_stored": stored_bits,
+            "pixel_representation": int(required(ds, "PixelRepresentation", file)),
+            "photometric_interpretation": str(required(ds, "PhotometricInterpretation", file)),
+            "pixel_keyword": "PixelData",
+        }
+        for array in decoded_apart(ds.PixelData, ds.file_meta.TransferSyntaxUID, options):
+            yield _checked(array, (rows, columns), file)
+    elif count == 1:
         yield _checked(decoder.as_array(ds, raw=True, decoding_plugin=plugin)[0], (rows, columns), file)
     else:
         for array, _ in decoder.iter_array(ds, raw=True, decoding_plugin=plugin):

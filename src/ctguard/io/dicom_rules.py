@@ -21,9 +21,11 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from ctguard import __version__
 from ctguard.core.carried import to_text
+from ctguard.core.errors import ReadError
 from ctguard.core.marks import SERIES_DESCRIPTION, MarkKind, has, is_synthetic
 from ctguard.core.volume import Volume
 from ctguard.io.dicom_marks import records_of, without_records
+from ctguard.io.dicom_values import PARSE_ERRORS, REWRITE, one_line, tag_text
 
 _IMPLEMENTATION_UID = UID("2.25.194318226083257931226541364519274317725")
 
@@ -152,11 +154,15 @@ def patient_of(source: Dataset) -> Dataset:
 
 
 def _taken(source: Dataset, keywords: Iterable[str]) -> Dataset:
-    """Copies of elements: an element that two datasets share would change in both."""
+    """Copies of elements: an element that two datasets share would change in both. Raises ReadError."""
     ds = Dataset()
     for keyword in keywords:
-        if keyword in source:
-            ds[keyword] = copy(source[keyword])
+        try:
+            if keyword in source:
+                ds[keyword] = copy(source[keyword])
+        except PARSE_ERRORS as error:
+            what = f"its {keyword} {tag_text(keyword)} is damaged ({one_line(error)})"
+            raise ReadError(what, remedy=REWRITE) from error
     return ds
 
 

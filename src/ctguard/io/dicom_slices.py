@@ -24,6 +24,7 @@ from ctguard.core.carried import Carried
 from ctguard.core.errors import ReadError
 from ctguard.core.geometry import FloatTriple, as_float_triple
 from ctguard.core.marks import Mark
+from ctguard.io.bounded import Bounded
 from ctguard.io.dicom_marks import read_carried
 from ctguard.io.dicom_pixels import decoded, fits_int16
 from ctguard.io.dicom_values import (
@@ -99,7 +100,7 @@ def load(stream: BinaryIO, file: str, pixels: bool = True) -> FileDataset:
         with warnings.catch_warnings():
             # pydicom only warns of a file that ends too early.
             warnings.filterwarnings("error", message="End of file reached")
-            return dcmread(stream, stop_before_pixels=not pixels)
+            return dcmread(Bounded(stream), stop_before_pixels=not pixels)
     except PARSE_ERRORS as error:
         raise ReadError(f"is damaged or truncated ({one_line(error)})", where=file, remedy=REWRITE) from error
 

@@ -13,9 +13,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ctguard.core.errors import ReadError
+from ctguard.io.bounded import MAX_VOLUME_BYTES
+from ctguard.io.dicom_values import one_line
 
 _HEADER_LIMIT = 1 << 22
 _CHUNK = 1 << 20
+_NRRD_LINE = 250
+"""The longest line of a field (key/value pairs may be longer): in ITK some values overrun a buffer, which ends the
+process."""
 _BYTES = {
     "char": 1,
     "int8": 1,
@@ -46,7 +51,7 @@ def check_metaimage(path: Path) -> None:
     for key, count in {"DimSize": dims, "ElementSpacing": dims, "Offset": dims, "TransformMatrix": dims * dims}.items():
         if key in fields and len(fields[key].split()) != count:
             raise ReadError(
-                f"its {key} {fields[key]!r} has not {count} numbers", where=path, remedy="repair its header"
+                f"its {key} {one_line(fields[key])} has not {count} numbers", where=path, remedy="repair its header"
             )
     data = fields["ElementDataFile"]
     if data == "LIST" or "%" in data:
@@ -54,7 +59,7 @@ def check_metaimage(path: Path) -> None:
     local = data.upper() == "LOCAL"
     source = path if local else path.parent / data
     if not source.is_file():
-        raise ReadError(f"its data file {data} is missing", where=path, remedy="put it beside the header")
+        raise ReadError(f"its data file {one_line(data)} is missing", where=path, remedy="put it beside the header")
     kind = fields["ElementType"].removeprefix("MET_").lower().replace("_", "")
     kind = "int" if kind in ("long", "ulong") else kind
     sizes = f"{fields['DimSize']} {fields.get('ElementNumberOfChannels', '1')}"
@@ -94,6 +99,8 @@ def _fields(stream: BinaryIO, path: Path, separator: str, last: str | None) -> d
         if not line or (last is None and not text):
             return fields
         key, found, value = text.partition(separator)
+        if last is None and len(line) > _NRRD_LINE and not value.startswith("="):
+            raise ReadError(f"a line of its header has {len(line)} bytes", where=path, remedy="repair its header")
         if found and not text.startswith("#"):
             fields[key.strip()] = value.strip()
         if last is not None and key.strip() == last:
@@ -109,7 +116,7 @@ def _demand(fields: Mapping[str, str], key: str, path: Path) -> None:
 def _bytes_per_voxel(kind: str, path: Path) -> int:
     plain = kind.replace("unsigned", "").replace("signed", "").replace(" ", "").removeprefix("u").removesuffix("_t")
     if plain not in _BYTES:
-        raise ReadError(f"its voxels are of type {kind}", where=path, remedy="give one number per voxel")
+        raise ReadError(f"its voxels are of type {one_line(kind)}", where=path, remedy="give one number per voxel")
     return _BYTES[plain]
 
 
@@ -117,11 +124,16 @@ def _product(sizes: str, path: Path) -> int:
     try:
         return prod(int(size) for size in sizes.split())
     except ValueError as error:
-        raise ReadError(f"its sizes {sizes!r} are no numbers", where=path, remedy="repair its header") from error
+        what = f"its sizes {one_line(sizes)} are no numbers"
+        raise ReadError(what, where=path, remedy="repair its header") from error
 
 
 def _check_stream(path: Path, start: int, want: int, wbits: int) -> None:
     """Inflate a zlib or gzip stream to its checksum, keeping nothing."""
+    if want > MAX_VOLUME_BYTES:
+        raise ReadError(
+            f"its header asks for {want} bytes of voxels", where=path, remedy="write it without compression"
+        )
     inflate = zlib.decompressobj(wbits)
     got = 0
     with path.open("rb") as stream:

@@ -13,6 +13,7 @@ from ctguard.core.marks import MARKS_KEY
 from ctguard.core.provenance import Source
 from ctguard.core.volume import Volume
 from ctguard.io.atomic import atomic_files
+from ctguard.io.dicom_values import one_line
 from ctguard.io.grid import affine_xyz, assemble, check_finite
 from ctguard.io.headers import check_metaimage, check_nrrd
 
@@ -99,4 +100,4 @@ def _piece_key(number: int) -> str:
 def _last_line(error: RuntimeError) -> str:
     """What ITK says in the end, without the source lines and addresses before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return one_line(lines[-1]) if lines else type(error).__name__

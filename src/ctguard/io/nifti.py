@@ -27,6 +27,8 @@ from ctguard.core.marks import MARKS_KEY, SERIES_DESCRIPTION, Mark
 from ctguard.core.provenance import Source
 from ctguard.core.volume import Volume
 from ctguard.io.atomic import atomic_files
+from ctguard.io.bounded import MAX_VOLUME_BYTES
+from ctguard.io.dicom_values import one_line
 from ctguard.io.grid import affine_xyz, assemble, check_finite, hushed
 
 _AGAIN = "copy it again from where it came"
@@ -34,6 +36,8 @@ _COMMENT = 6
 _PREFIX = f"{MARKS_KEY}="
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
+_NIFTI2_BYTES = 540
+_CHUNK = 1 << 20
 _NIFTI2 = ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
 _DAMAGE = (
     *(ImageFileError, HeaderDataError, HeaderTypeError, ImageDataError, WrapStructError),
@@ -51,14 +55,14 @@ def read_nifti(path: Path) -> Volume:
     try:
         content = path.read_bytes()
         if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)  # to the end, so that its checksum is tested
+            content = _unpacked(content, where)
         kind = nib.Nifti2Image if content[:4] in _NIFTI2 else nib.Nifti1Image
         with hushed("nibabel.global"):
             image = kind.from_stream(io.BytesIO(content))
         voxels = _voxels(image, len(content), where)
         mm_per_unit = _MM_PER_UNIT[image.header.get_xyzt_units()[0]]
     except _DAMAGE as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise ReadError(f"cannot be read ({reason})", where=where, remedy=_AGAIN) from error
     header = image.header
     if not int(header["sform_code"]) and not int(header["qform_code"]):
@@ -93,6 +97,23 @@ def write_nifti(volume: Volume, out: Path) -> None:
         else:
             with (stage / out.name).open("wb") as raw:
                 image.to_stream(raw)
+
+
+def _unpacked(content: bytes, where: str) -> bytes:
+    """What a gzip file holds, to the end, so that its checksum is tested; never much more than its header says."""
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
+        plain = stream.read(_NIFTI2_BYTES)
+        kind: Any = nib.Nifti2Header if plain[:4] in _NIFTI2 else nib.Nifti1Header
+        header = kind(plain[: kind.template_dtype.itemsize], check=False)
+        wanted = int(header["vox_offset"]) + prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+        pieces, held = [plain], len(plain)
+        while piece := stream.read(_CHUNK):
+            held += len(piece)
+            if held > min(wanted, MAX_VOLUME_BYTES) + _CHUNK:
+                what = f"its header says {wanted} bytes, and it unpacks to more than {held - 1}"
+                raise ReadError(what, where=where, remedy=_AGAIN)
+            pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _voxels(image: Any, held: int, where: str) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from pydicom.dataset import Dataset
 
 from ctguard.core.errors import ReadError, WriteError
 from ctguard.core.volume import Volume
+from ctguard.io.bounded import Bounded
 from ctguard.io.dicom import opened
 from ctguard.io.dicom_values import PARSE_ERRORS, REWRITE, one_line
 
@@ -64,7 +65,7 @@ def remove_blocks(files: Sequence[Path], series_description: str | None) -> None
 def _block(file: str) -> bytes | None:
     with opened(file) as stream:
         try:
-            ds = dcmread(stream, specific_tags=_PLACES, stop_before_pixels=True)
+            ds = dcmread(Bounded(stream), specific_tags=_PLACES, stop_before_pixels=True)
             private = ds.private_block(_GROUP, _CREATOR)
             return bytes(private[_ELEMENT].value) if _ELEMENT in private else None
         except KeyError:

@@ -27,6 +27,7 @@ from ctguard.core.marks import SERIES_DESCRIPTION
 from ctguard.core.provenance import Source
 from ctguard.core.volume import Volume
 from ctguard.io.atomic import atomic_folder
+from ctguard.io.dicom_values import one_line
 from ctguard.io.grid import hushed
 
 SIDECAR = "ctguard.json"
@@ -38,6 +39,7 @@ _DAMAGE = (OSError, ValueError, RuntimeError, IndexError, KeyError, TypeError, s
 
 _AGAIN = "copy it again from where it came"
 _LIMIT = 65535
+_MAX_MATRIX = 8192
 
 
 def read_tiff(path: str | Path, *, spacing_zyx_mm: FloatTriple | None = None, offset: int | None = None) -> Volume:
@@ -184,10 +186,9 @@ def _stack(files: list[Path], types: tuple[np.dtype[Any], ...] = (np.dtype(np.ui
     for file in files:
         try:
             with hushed("tifffile"):
-                plane = np.asarray(tifffile.imread(file))
+                plane = _plane(file)
         except _DAMAGE as error:
-            reason = " ".join(str(error).split())
-            raise ReadError(f"the slice cannot be read ({reason})", where=file, remedy=_AGAIN) from error
+            raise ReadError(f"the slice cannot be read ({one_line(error)})", where=file, remedy=_AGAIN) from error
         if plane.ndim != 2 or plane.dtype not in types:
             what = f"a slice of shape {plane.shape} and type {plane.dtype}"
             raise ReadError(what, where=file, remedy="give a stack of uint16 grey slices")
@@ -195,6 +196,14 @@ def _stack(files: list[Path], types: tuple[np.dtype[Any], ...] = (np.dtype(np.ui
             raise ReadError(f"its shape {plane.shape} is not that of the first slice", where=file, remedy=_AGAIN)
         planes.append(plane)
     return np.stack(planes)
+
+
+def _plane(file: Path) -> NDArray[Any]:
+    with tifffile.TiffFile(file) as tiff:
+        first, count = tiff.pages.first, len(tiff.pages)
+        if count > 1 or max(first.shape) > _MAX_MATRIX:  # before room is made for what a damaged header asks
+            raise ValueError(f"{count} pages of shape {first.shape}")
+        return np.asarray(first.asarray())
 
 
 def _record(folder: Path, files: list[Path]) -> dict[str, Any] | None:
@@ -218,8 +227,7 @@ def _described(file: Path) -> dict[str, Any] | None:
         with hushed("tifffile"), tifffile.TiffFile(file) as tiff:
             text = tiff.pages.first.description
     except _DAMAGE as error:
-        reason = " ".join(str(error).split())
-        raise ReadError(f"the slice cannot be read ({reason})", where=file, remedy=_AGAIN) from error
+        raise ReadError(f"the slice cannot be read ({one_line(error)})", where=file, remedy=_AGAIN) from error
     return _parsed(text, file) if "ctguard_tiff" in text else None
 
 
@@ -227,7 +235,7 @@ def _parsed(text: str, where: Path) -> dict[str, Any]:
     try:
         record = json.loads(text)
     except ValueError as error:
-        raise ReadError(f"its ctguard record is damaged ({error})", where=where, remedy=_AGAIN) from error
+        raise ReadError(f"its ctguard record is damaged ({one_line(error)})", where=where, remedy=_AGAIN) from error
     if not isinstance(record, dict) or record.get("ctguard_tiff") != 1:
         raise ReadError("its ctguard record is damaged or newer", where=where, remedy="update ctguard or copy it again")
     return record
@@ -238,4 +246,4 @@ def _geometry(record: dict[str, Any], folder: Path) -> Geometry:
         int(record["offset"]), str(record["carried"])
         return Geometry.from_json(record)
     except (KeyError, TypeError, ValueError, GeometryError) as error:
-        raise ReadError(f"its ctguard record is damaged ({error})", where=folder, remedy=_AGAIN) from error
+        raise ReadError(f"its ctguard record is damaged ({one_line(error)})", where=folder, remedy=_AGAIN) from error

@@ -5,6 +5,8 @@ A member is named like a file inside a folder of the archive's name: /data/scan.
 
 from __future__ import annotations
 
+import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -12,20 +14,25 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 from ctguard.core.errors import ReadError
+from ctguard.io.bounded import is_bomb
+from ctguard.io.dicom_values import one_line
 
 MAX_MEMBERS = 50_000
 MAX_BYTES = 32 * 2**30
-MAX_RATIO = 50
-"""Of unpacked to packed bytes; CT packs 2 to 5 times."""
-SMALL_BYTES = 64 * 2**20
-"""An archive that unpacks to less than this is never a bomb, whatever its ratio."""
 
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError)
+_ZIP_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError),
+    *(IndexError, struct.error),
+)
+"""What zipfile raises of damaged archives."""
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a file is a zip archive."""
-    return path.is_file() and zipfile.is_zipfile(path)
+    """Whether a file is a zip archive. Raises ReadError for one of several disks."""
+    try:
+        return path.is_file() and zipfile.is_zipfile(path)
+    except zipfile.BadZipFile as error:
+        raise _damaged(path, error) from error
 
 
 def members(path: Path) -> Iterator[tuple[str, BytesIO]]:
@@ -34,26 +41,20 @@ def members(path: Path) -> Iterator[tuple[str, BytesIO]]:
     Raises ReadError, before anything is unpacked, for an archive with too many members or bytes, with a ratio
     that only a zip bomb has, or with a member that points outside the archive; later for a damaged member.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in _checked(archive, path):
-                yield f"{path}/{info.filename}", _unpacked(archive, info, path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ReadError(f"is a damaged zip archive ({error})", where=path, remedy="pack it again") from error
+    with _opened(path) as archive:
+        for info in _checked(archive, path):
+            yield f"{path}/{info.filename}", _unpacked(archive, info, path)
 
 
 def open_member(name: str) -> BytesIO:
     """The bytes of one member by the name that `members` gave. Raises ReadError where it is gone."""
     for parent in Path(name).parents:
         if parent.is_file():
-            try:
-                with zipfile.ZipFile(parent) as archive:
-                    by_name = {info.filename: info for info in _checked(archive, parent)}
-                    inner = str(Path(name).relative_to(parent).as_posix())
-                    if inner in by_name:
-                        return _unpacked(archive, by_name[inner], parent)
-            except (zipfile.BadZipFile, OSError) as error:
-                raise ReadError(f"is a damaged zip archive ({error})", where=parent, remedy="pack it again") from error
+            with _opened(parent) as archive:
+                by_name = {info.filename: info for info in _checked(archive, parent)}
+                inner = str(Path(name).relative_to(parent).as_posix())
+                if inner in by_name:
+                    return _unpacked(archive, by_name[inner], parent)
             break
     raise ReadError("is not there any more", where=name, remedy="read the scan again")
 
@@ -69,15 +70,26 @@ def member_exists(name: str) -> bool:
     return False
 
 
+def _damaged(path: Path, error: Exception) -> ReadError:
+    return ReadError(f"is a damaged zip archive ({one_line(error)})", where=path, remedy="pack it again")
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except _ZIP_ERRORS as error:
+        raise _damaged(path, error) from error
+
+
 def _checked(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
-    infos = [info for info in archive.infolist() if not info.is_dir()]
+    infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
     unpacked = sum(info.file_size for info in infos)
-    packed = max(sum(info.compress_size for info in infos), 1)
+    packed = sum(info.compress_size for info in infos)
     if len(infos) > MAX_MEMBERS:
         raise ReadError(
             f"holds {len(infos)} files, more than {MAX_MEMBERS}", where=path, remedy="pack one series per archive"
         )
-    if unpacked > MAX_BYTES or (unpacked > SMALL_BYTES and unpacked > MAX_RATIO * packed):
+    if unpacked > MAX_BYTES or is_bomb(packed, unpacked):
         raise ReadError(
             f"looks like a zip bomb: {packed} bytes unpack to {unpacked}",
             where=path,
@@ -85,9 +97,13 @@ def _checked(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
         )
     for info in infos:
         inner = PurePosixPath(info.filename.replace("\\", "/"))
+        if not inner.parts or not info.filename.isprintable():
+            raise ReadError(
+                f"{one_line(repr(info.filename))} is no name of a member", where=path, remedy="pack it again"
+            )
         if inner.is_absolute() or ".." in inner.parts or ":" in inner.parts[0]:
             raise ReadError(
-                f"member {info.filename!r} points outside the archive",
+                f"member {one_line(repr(info.filename))} points outside the archive",
                 where=path,
                 remedy="do not trust this archive; ask for the folder",
             )
@@ -99,6 +115,5 @@ def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> By
         # Never reads more than the declared file_size, which was checked.
         return BytesIO(archive.read(info))
     except _ZIP_ERRORS as error:
-        raise ReadError(
-            f"member {info.filename!r} cannot be unpacked ({error})", where=path, remedy="pack it again"
-        ) from error
+        what = f"member {one_line(repr(info.filename))} cannot be unpacked ({one_line(error)})"
+        raise ReadError(what, where=path, remedy="pack it again") from error

@@ -16,6 +16,7 @@ from ctguard.phantom.metal import streaks
 from ctguard.phantom.nodules import Nodule, nodule_window, paint_nodule
 from ctguard.phantom.physics import Kernel
 from ctguard.phantom.tissue import Canvas, paint_chest, paint_lungs
+from ctguard.phantom.vessels import trees
 
 _SUB_MM = 2.0
 _CHUNK_VOXELS = 24 * 512 * 512
@@ -145,7 +146,8 @@ def _coarse_hu(a: Anatomy, first: int, last: int) -> tuple[F64, F64, F64]:
 
 def image(a: Anatomy, nodules: tuple[Nodule, ...], scan: Scan, noise: bool) -> F32:
     """HU (z, y, x), float32: attenuation, metal streaks and noise."""
-    with ThreadPoolExecutor(1) as other:  # NumPy lets go of the interpreter, so that noise costs no time of its own
+    with ThreadPoolExecutor(1) as other:  # NumPy lets go of the interpreter, so that trees and noise cost little time
+        other.submit(trees, a)
         grains = other.submit(_grains, a, scan) if noise else None
         hu = attenuation(a, nodules, scan)
         if scan.metal:

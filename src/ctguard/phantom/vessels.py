@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ TERMINALS_PER_TREE = 7000
 _TERMINAL_RADIUS_MM = 0.335
 _MURRAY = 1 / 3.1
 _BRONCHUS_TERMINALS = 120
+_GROWING = Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +55,14 @@ class Tree:
         return result
 
 
-@lru_cache(maxsize=4)
 def trees(a: Anatomy) -> tuple[Tree, Tree, Tree]:
-    """Arteries, veins and airways of one chest; cached."""
+    """Arteries, veins and airways of one chest; cached. Who asks while they grow waits for them."""
+    with _GROWING:
+        return _trees(a)
+
+
+@lru_cache(maxsize=4)
+def _trees(a: Anatomy) -> tuple[Tree, Tree, Tree]:
     rng = np.random.default_rng([a.seed, 11])
     points = _lung_points(a, rng, round(4 * TERMINALS_PER_TREE * a.vessel_density))
     label = lobe(a, points[:, 0], points[:, 1], points[:, 2]).astype(int)
