@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ctguard import io
 from ctguard.core.errors import GeometryError, RecipeError, WriteError
@@ -203,7 +204,8 @@ def render_block(
     x, y, z = (float(c - o) for c, o in zip(center_lps_mm, offset[::-1], strict=True))
     geometry = Geometry(shape_zyx, spacing_zyx_mm, (x, y, z))
     seed = acquisition.seed if noise_seed is None else noise_seed
-    hu = image(patient.anatomy, _chosen(patient, nodules), _scan(acquisition, geometry, seed), True)
+    with threadpool_limits(1, user_api="blas"):  # products this small lose more by being shared than they gain
+        hu = image(patient.anatomy, _chosen(patient, nodules), _scan(acquisition, geometry, seed), True)
     taken = replace(acquisition, geometry=geometry, seed=seed)
     params: dict[str, Json] = {
         "patient": patient.seed,
