@@ -151,7 +151,8 @@ class CycleGAN(nn.Module):
     """Generators, discriminators and equaliser of one task. Trainable by train.fit; the forward generator is shipped.
 
     width, blocks: of the forward generator (Zhu: 64 and 9); the reverse one, whose task is easier, has half the blocks.
-    noise_sd: of the core's smooth noise, in network range. cycle, identity: weights of the L1 losses.
+    noise_sd: of the core's smooth noise, in network range. cycle, identity: weights of the L1 losses; cycle_masked: of
+    the cycle that begins and ends with noise, where a large one makes of faint noise a faint nodule.
     pool: cubes that each buffer keeps. discriminator_width: channels of the discriminators' first layer (Zhu: 64).
     """
 
@@ -164,12 +165,13 @@ class CycleGAN(nn.Module):
         blocks: int = 9,
         noise_sd: float = 0.25,
         cycle: float = 20.0,
+        cycle_masked: float = 20.0,
         identity: float = 10.0,
         pool: int = POOL_IMAGES,
         discriminator_width: int = 64,
     ) -> None:
         super().__init__()
-        self.noise_sd, self.cycle, self.identity = noise_sd, cycle, identity
+        self.noise_sd, self.cycle, self.cycle_masked, self.identity = noise_sd, cycle, cycle_masked, identity
         self.generator = ResNet3d(width, blocks, continues=True)
         self.reverse = ResNet3d(width, max(blocks // 2, 1), continues=False)
         self.discriminator = nn.ModuleDict(
@@ -245,7 +247,8 @@ class CycleGAN(nn.Module):
         }
         loss = (
             losses["adversarial"]
-            + self.cycle * (losses["cycle_masked"] + losses["cycle_tissue"])
+            + self.cycle_masked * losses["cycle_masked"]
+            + self.cycle * losses["cycle_tissue"]
             + self.identity * losses["identity"]
         )
         return {"loss": loss, **{name: value.detach() for name, value in losses.items()}}
