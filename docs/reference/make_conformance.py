@@ -93,10 +93,7 @@ def _syntaxes() -> str:
 
 
 def _decoders(syntax: UID) -> str:
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        return "nothing: the series is failed"
+    decoder = get_decoder(syntax)
     if decoder.is_native:
         return "ctguard"
     return ", ".join(name for name in _PLUGINS if name in decoder.available_plugins)

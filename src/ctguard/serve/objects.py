@@ -84,18 +84,22 @@ def _text(value: bytes, encodings: Sequence[str]) -> str:
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file so that, on return, it is on disk under its name, whole; before, it is the old one or none."""
     part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    write_new(part, content)
+    _write(part, content)
     part.replace(path)
     sync(path.parent)
 
 
 def write_new(path: Path, content: bytes) -> None:
     """Write a file that nobody reads yet, so that it is on disk on return; a crash may leave a part of it."""
+    _write(path, content)
+    sync(path.parent)
+
+
+def _write(path: Path, content: bytes) -> None:
     make_folder(path.parent)
     with path.open("wb", buffering=0) as stream:
         stream.write(content)
         os.fsync(stream.fileno())
-    sync(path.parent)
 
 
 def make_folder(folder: Path) -> None:
