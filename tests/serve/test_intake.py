@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,7 +16,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless
-from sqlalchemy import Engine, delete, select, update
+from sqlalchemy import Connection, Engine, delete, event, select, update
 from sqlalchemy.exc import DataError, OperationalError
 
 from ctguard.serve import intake as intake_module
@@ -140,6 +141,35 @@ def test_retention_keeps_what_is_young_or_not_judged(node: Intake, engine: Engin
     assert Path(rows(engine, Instance)[0].path).exists()
 
 
+def test_an_image_that_arrives_while_its_series_is_removed_stays(
+    node: Intake, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(node, encoded(STORED), UID, "SENDER")
+    with session_scope(engine) as session:
+        session.execute(update(Series).values(state=DONE, updated_at=series_age(40)))
+    removed = shutil.rmtree
+
+    def arrives_then_removes(folder: Path) -> None:
+        assert take(node, encoded(STORED), UID, "SENDER") == SUCCESS
+        removed(folder)
+
+    monkeypatch.setattr("ctguard.serve.retention.shutil.rmtree", arrives_then_removes)
+    assert remove_old(config_for(node.folder.parent, store={"retention_days": 30}), engine) == 1
+    assert Path(rows(engine, Instance)[0].path).read_bytes() == encoded(STORED)
+    assert rows(engine, Series)[0].state == "receiving"
+
+
+def test_what_a_crash_left_of_a_removal_goes(node: Intake, engine: Engine) -> None:
+    take(node, encoded(STORED), UID, "SENDER")
+    (folder,) = node.folder.iterdir()
+    folder.rename(folder.with_name(f"{folder.name}-1.removed"))  # and no commit
+    with session_scope(engine) as session:
+        session.execute(update(Series).values(state=DONE, updated_at=series_age(40)))
+    assert remove_old(config_for(node.folder.parent, store={"retention_days": 30}), engine) == 1
+    assert list(node.folder.iterdir()) == []
+    assert rows(engine, Instance)[0].path is None
+
+
 def nameless(ds: Dataset) -> None:
     del ds.SeriesInstanceUID
 
@@ -204,7 +234,7 @@ def second() -> tuple[bytes, str]:
 def test_the_success_comes_after_the_disk(node: Intake, monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
     """File and its name synced, then the answer; its place synced, then the row; only then the first name goes."""
     order: list[str] = []
-    fsync, unlink, add = os.fsync, Path.unlink, queue.add_instances
+    fsync, unlink = os.fsync, Path.unlink
 
     def synced(handle: int) -> None:
         order.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
@@ -214,14 +244,13 @@ def test_the_success_comes_after_the_disk(node: Intake, monkeypatch: pytest.Monk
         order.extend(["removed"] if "arrived" in self.parts else [])
         unlink(self, missing_ok)
 
-    def rows_added(*args: Any) -> None:
-        order.append("rows")
-        add(*args)
+    def committed(connection: Connection) -> None:
+        order.extend([] if connection.get_execution_options().get("read_only") else ["rows"])
 
     take(node, encoded(STORED), UID, "SENDER")  # makes the folders
     monkeypatch.setattr(objects.os, "fsync", synced)
     monkeypatch.setattr(Path, "unlink", removed)
-    monkeypatch.setattr(queue, "add_instances", rows_added)
+    event.listen(engine, "commit", committed)
     content, uid = second()
     assert node.take(content, uid, "SENDER") == SUCCESS
     assert order[:2] == ["file", "folder"]

@@ -146,9 +146,9 @@ class Recorder:
         ids: dict[tuple[str, str], int] = {}
         with session_scope(self.engine) as session:
             for uids, some in by_series.items():
-                self._link(some)
                 ids[uids] = self._series.get(uids) or _series_of(session, some[0], self.key)
                 self._add_rows(session, ids[uids], some)
+                self._link(some)
         self._series |= ids
         for arrival in arrivals:
             arrival.path.unlink()
@@ -174,14 +174,14 @@ class Recorder:
         same = is_same(known, arrival.path.read_bytes(), self.folder.parent / ASIDE, self.engine, self.key)
         if same and known.file is None:
             with session_scope(self.engine) as session:
-                self._link([arrival])
                 series_id = _series_of(session, arrival, self.key)
                 queue.restore_instance(session, series_id, uid, str(self._place(arrival)))
                 queue.add_instances(session, series_id, [], str(self._folder(arrival)), arrival.head.synthetic)
+                self._link([arrival])
         arrival.path.unlink()
 
     def _link(self, arrivals: Sequence[Arrival]) -> None:
-        """Files of one series under their own names, on disk on return. What no row names is replaced."""
+        """Files of one series (locked by now) to their places; on disk on return. What no row names is replaced."""
         folder = self._folder(arrivals[0]) / IMAGES
         make_folder(folder)
         for arrival in arrivals:
