@@ -147,6 +147,9 @@ def test_networks_see_the_scan_and_a_refined_shield_the_block(one: Scene, tmp_pa
     assert all(0 < np.abs(change[block]).max() <= 12 for change in changes)
     assert changes[0][outside].any() and not changes[1][outside].any()
     assert plain.effort is None and refined.effort == ("steps", 1.0)
+    (sealed,) = find_setups(["shield+seal:budget=12"], [("shield+seal", files[0][1])], budget_hu=5, steps=1)
+    both = protect(sealed, one).volume
+    assert both.provenance.has_mark("sealed") and 0 < np.abs(both.hu.astype(int) - one.volume.hu)[block].max() <= 12
 
 
 def test_a_known_site_is_damaged_more_than_by_noise_and_another_seed_is_another_forgery(one: Scene) -> None:

@@ -22,7 +22,8 @@ from ctguard.core.geometry import as_float_triple
 from ctguard.core.marks import Mark
 from ctguard.core.provenance import Step
 from ctguard.core.volume import Volume
-from ctguard.defence import check_unmarked, protect_scan, site_attack
+from ctguard.defence import SHIELD_SEAL, check_unmarked, protect_scan, site_attack
+from ctguard.defence.combined import EACH_SHARE, budgets
 from ctguard.defence.shield import GENERATORS as REFINED_AGAINST
 from ctguard.defence.shield import shield_delta
 from ctguard.io.derived import stored_range_hu
@@ -31,6 +32,7 @@ from ctguard.protect.keys import SealKey
 from ctguard.protect.noise import add_noise
 from ctguard.protect.protector import Attack, DrawAttack
 from ctguard.protect.seal import SealSettings, seal_volume
+from ctguard.protect.shaping import NOISE_SHARE
 from ctguard.protect.shield_refine import Effort
 from ctguard.synth.forge import fitted
 from ctguard.tamper.cube import Box
@@ -39,6 +41,7 @@ from ctguard.train.checkpoint import Card, read_card
 NONE = "no protection"
 """The control: x itself takes the place of p."""
 SETTINGS = {"": ("budget",), "ascent": ("budget", "steps"), "shield": ("budget", "steps", "refine")}
+SETTINGS[SHIELD_SEAL] = SETTINGS["shield"]
 """What a row's name may set, by protector."""
 _ROUNDING_VARIANCE = 1 / 12
 
@@ -106,13 +109,13 @@ def find_setups(
     """
     files: dict[str, list[Path]] = {}
     for name, path in weights:
-        zoo.find(name, "protector")
+        _entry(name)
         files.setdefault(name, []).append(path)
     setups: list[Setup] = []
     named = [text.partition(":")[0] for text in names]
     for text in dict.fromkeys([*names, *(name for name in files if name not in named)]):
         name, *pairs = text.split(":")
-        entry = zoo.find(name, "protector")
+        entry = _entry(name)
         plain = _plain(text, name, _settings(text, name, pairs), budget_hu, steps)
         if not entry.weights:
             setups.append(plain)
@@ -135,6 +138,11 @@ def find_setups(
     return tuple(setups)
 
 
+def _entry(name: str) -> zoo.Entry:
+    """The zoo's entry; shield+seal has the shield's weights."""
+    return zoo.find("shield" if name == SHIELD_SEAL else name, "protector")
+
+
 def _hours(folder: Path) -> float | None:
     """How long `ctguard train` took; None where a folder of weights holds no run.json of it."""
     path = folder / "run.json"
@@ -144,7 +152,7 @@ def _hours(folder: Path) -> float | None:
 def _plain(text: str, name: str, values: dict[str, float], budget_hu: float, steps: int) -> Setup:
     """A row before its weights."""
     setup = Setup(text, name, values.get("budget", budget_hu), int(values.get("steps", steps)))
-    if name != "shield" or values.keys() <= {"budget"}:
+    if name not in ("shield", SHIELD_SEAL) or values.keys() <= {"budget"}:
         return setup
     given = values.get("steps")
     return replace(setup, refine=Effort(None if given is None else int(given), values.get("refine")))
@@ -185,23 +193,34 @@ def protect(setup: Setup, scene: Scene) -> Protected:
     if setup.protector == "ascent":
         made = _ascended(setup, scene)
     elif setup.protector == "seal":
-        key = SealKey(hashlib.sha256(f"bench protection {scene.seed}".encode()).digest())
-        settings = SealSettings(max_hu=setup.budget_hu, seed=scene.seed)
-        made = seal_volume(scene.volume, key, settings, stored_range_hu=stored_range_hu(scene.volume))[0]
-    elif setup.refine is not None:
-        made = _refined(setup, scene)
+        made = _sealed(scene, scene.volume, SealSettings(max_hu=setup.budget_hu, seed=scene.seed))
+    elif setup.protector == SHIELD_SEAL:
+        shield_hu, sealing = budgets(setup.budget_hu, scene.seed)
+        made = _sealed(scene, _perturbed(replace(setup, budget_hu=shield_hu), scene, EACH_SHARE), sealing)
     else:
-        made, _ = protect_scan(
-            scene.volume,
-            setup.protector,
-            budget_hu=setup.budget_hu,
-            seed=scene.seed,
-            steps=setup.steps,
-            weights=setup.weights,
-            quiet=True,
-        )
+        made = _perturbed(setup, scene, NOISE_SHARE)
     seconds = time.perf_counter() - started
     return Protected(reread(made), seconds)
+
+
+def _sealed(scene: Scene, volume: Volume, settings: SealSettings) -> Volume:
+    key = SealKey(hashlib.sha256(f"bench protection {scene.seed}".encode()).digest())
+    return seal_volume(volume, key, settings, stored_range_hu=stored_range_hu(scene.volume))[0]
+
+
+def _perturbed(setup: Setup, scene: Scene, noise_share: float) -> Volume:
+    if setup.refine is not None:
+        return _refined(setup, scene, noise_share)
+    return protect_scan(
+        scene.volume,
+        "shield" if setup.protector == SHIELD_SEAL else setup.protector,
+        budget_hu=setup.budget_hu,
+        seed=scene.seed,
+        steps=setup.steps,
+        weights=setup.weights,
+        noise_share=noise_share,
+        quiet=True,
+    )[0]
 
 
 def reread(volume: Volume) -> Volume:
@@ -256,12 +275,12 @@ def _ascended(setup: Setup, scene: Scene) -> Volume:
     return added_to(scene.volume, scene.box, delta)
 
 
-def _refined(setup: Setup, scene: Scene) -> Volume:
+def _refined(setup: Setup, scene: Scene, noise_share: float) -> Volume:
     """The shield, refined where lung lies in the block."""
     lung = np.zeros_like(scene.lung)
     block = scene.box.slices()
     lung[block] = scene.lung[block]
-    effort = {"effort": setup.refine, "weights": setup.weights, "lung": lung, "quiet": True}
+    effort = {"effort": setup.refine, "weights": setup.weights, "lung": lung, "noise_share": noise_share, "quiet": True}
     delta, _ = shield_delta(scene.volume, budget_hu=setup.budget_hu, seed=scene.seed, **effort)  # type: ignore[arg-type]
     return added_to(scene.volume, Box((0, 0, 0), scene.volume.geometry.shape_zyx), delta * scene.body)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -35,7 +36,7 @@ from ctguard.cli.runs import (
     write_protected,
     write_verdict,
 )
-from ctguard.cli.seal import SEAL, SEAL_HU, protect_seal
+from ctguard.cli.seal import SEAL, SEAL_HU, only_sealed, protect_seal
 
 if TYPE_CHECKING:
     from ctguard.core.geometry import FloatTriple, Geometry
@@ -178,7 +179,7 @@ def verdict_words(verdict: Verdict) -> str:
 def protect(
     scan: Scan,
     out: Annotated[Path, typer.Argument(help="A new folder for series/, report.html and run.json.")],
-    protector: Annotated[str, typer.Option(help="A protector of `ctguard models`.")],
+    protector: Annotated[str, typer.Option(help="A protector of `ctguard models`, or shield+seal.")],
     budget_hu: Annotated[
         float | None, typer.Option("--budget-hu", min=1.0, help="No voxel changes by more.  [seal: 3]")
     ] = None,
@@ -208,10 +209,10 @@ def protect(
 ) -> None:
     """A copy of the scan that is hard to forge."""
     from ctguard import io
-    from ctguard.defence import protect_scan
+    from ctguard.defence import SHIELD_SEAL, protect_scan, shield_and_seal
     from ctguard.protect.shield_refine import Effort
 
-    if refine and protector != "shield":
+    if refine and protector not in ("shield", SHIELD_SEAL):
         raise typer.BadParameter("only the shield is refined", param_hint="--refine")
     if sign is not None:
         from ctguard.export.sign import check_signing
@@ -220,21 +221,25 @@ def protect(
             raise typer.BadParameter("only DICOM carries signatures: leave --format out", param_hint="--sign")
         check_signing(*sign)
     reading: dict[str, Any] = {"allow_gaps": allow_gaps, "series_uid": series}
+    rest = {"format": format, "ledger": ledger, "sign": sign}
+    sealing: dict[str, Any] = {"reading": reading, "protector": protector, "seed": seed, **rest}
     if protector == SEAL:
-        from ctguard.protect.seal import SealSettings
-
-        sealing = SealSettings(max_hu=0.0 if digest_only else budget_hu or SEAL_HU, seed=seed)
-        rest: dict[str, Any] = {"format": format, "ledger": ledger, "sign": sign}
-        show(*protect_seal(scan, out, key, reading=reading, settings=sealing, **rest), as_json)
+        bound = 0.0 if digest_only else budget_hu or SEAL_HU
+        show(*protect_seal(scan, out, key, budget_hu=bound, make=only_sealed(bound, seed), **sealing), as_json)
         return
     if budget_hu is None:
         raise typer.BadParameter("say by how much voxels may change", param_hint="--budget-hu")
     torch_device("cpu")
+    effort = Effort(None if refine else steps, refine or None) if refine or steps else None
+    settings: dict[str, Any] = {"against": against, "weights": weights, "quiet": quiet}
+    if protector == SHIELD_SEAL:
+        make = partial(shield_and_seal, budget_hu=budget_hu, seed=seed, effort=effort, **settings)
+        show(*protect_seal(scan, out, key, budget_hu=budget_hu, make=make, **sealing), as_json)
+        return
     volume = io.read(scan, **reading)
     with run_folder(out, scan, reading, {"protect": seed}) as run:
-        settings: dict[str, Any] = {"against": against, "weights": weights, "quiet": quiet}
-        if protector == "shield" and (refine or steps):
-            settings["steps"] = Effort(None if refine else steps, refine or None)
+        if protector == "shield" and effort is not None:
+            settings["steps"] = effort
         elif steps is not None:
             settings["steps"] = steps
         protected, added = protect_scan(volume, protector, budget_hu=budget_hu, seed=seed, **settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +16,14 @@ from ctguard.cli.runs import MAP, run_folder, sign_series, write_protected
 if TYPE_CHECKING:
     from ctguard.core.provenance import Json
     from ctguard.core.volume import Volume
+    from ctguard.defence import Protection
     from ctguard.io.manifest import RunManifest
+    from ctguard.protect.keys import SealKey
     from ctguard.protect.record import Seal
-    from ctguard.protect.seal import SealSettings
+    from ctguard.protect.seal import SealPrice
     from ctguard.protect.verdict import SealVerdict
+
+    MakeSealed = Callable[[Volume, SealKey], tuple[Volume, Seal, SealPrice | Protection]]
 
 SEAL, LEDGER, VERDICT = "seal", "seal.jsonl", "verdict.json"
 """The protector's name; the seal's own record and the verdict in a run folder."""
@@ -188,27 +193,28 @@ def protect_seal(
     key: Path | None,
     *,
     reading: dict[str, Any],
-    settings: SealSettings,
+    protector: str,
+    budget_hu: float,
+    seed: int,
+    make: MakeSealed,
     format: str,
     ledger: Path | None,
     sign: tuple[Path, Path] | None,
 ) -> tuple[dict[str, Any], str]:
-    """What `protect --protector seal` does: facts for --json, and words."""
+    """What `protect --protector seal` and `shield+seal` do: facts for --json, and words."""
     from ctguard import io
     from ctguard.defence import check_unmarked
-    from ctguard.io.derived import stored_range_hu
     from ctguard.protect.keys import read_key
     from ctguard.protect.record import append_ledger
-    from ctguard.protect.seal import seal_volume
 
     if key is None:
         raise typer.BadParameter("a seal needs a key: give --key", param_hint="--key")
     secret = read_key(key)
     volume = io.read(scan, **reading)
     check_unmarked(volume)
-    with run_folder(out, scan, reading, {"protect": settings.seed}) as run:
-        sealed, seal, price = seal_volume(volume, secret, settings, stored_range_hu=stored_range_hu(volume))
-        facts: dict[str, Json] = {"protector": SEAL, "budget_hu": settings.max_hu, "key_id": secret.key_id}
+    with run_folder(out, scan, reading, {"protect": seed}) as run:
+        sealed, seal, price = make(volume, secret)
+        facts: dict[str, Json] = {"protector": protector, "budget_hu": budget_hu, "key_id": secret.key_id}
         facts |= price.to_json()
         run.note("protection", facts)
         made = write_sealed(run.folder, volume, sealed, seal, facts, format)
@@ -217,8 +223,18 @@ def protect_seal(
             run.add_output(path)
     if ledger is not None:
         append_ledger(ledger, seal)
-    words = f"{out}: sealed with key {secret.key_id}, at most {price.max_hu:.0f} HU, SD {price.sd_hu:.2f} HU"
+    done = "sealed" if protector == SEAL else "shielded, and sealed"
+    words = f"{out}: {done} with key {secret.key_id}, at most {price.max_hu:.0f} HU, SD {price.sd_hu:.2f} HU"
     return {"scan": str(scan), "out": str(out), **facts}, words
+
+
+def only_sealed(max_hu: float, seed: int) -> MakeSealed:
+    """How `protect_seal` seals a volume. max_hu 0: the digest alone."""
+    from ctguard.io.derived import stored_range_hu
+    from ctguard.protect.seal import SealSettings, seal_volume
+
+    settings = SealSettings(max_hu=max_hu, seed=seed)
+    return lambda volume, key: seal_volume(volume, key, settings, stored_range_hu=stored_range_hu(volume))
 
 
 def write_sealed(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ctguard import zoo
 from ctguard.core.errors import DataError, RecipeError, RefusedError
@@ -18,6 +20,7 @@ from ctguard.image.lung import body_mask
 from ctguard.protect.ascent import AscentSettings, ascend
 from ctguard.protect.noise import add_noise
 from ctguard.protect.perturb import perturb
+from ctguard.protect.shaping import NOISE_SHARE
 from ctguard.protect.shield_refine import Effort
 from ctguard.synth.forge import fitted
 
@@ -47,6 +50,7 @@ def protect_scan(
     steps: int | Effort = 200,
     against: Path | None = None,
     weights: Path | None = None,
+    noise_share: float = NOISE_SHARE,
     quiet: bool = False,
 ) -> tuple[Volume, Protection]:
     """A protected copy of a volume, in whole HU within the budget, and what was added.
@@ -54,6 +58,7 @@ def protect_scan(
     against: folder with the weights of the generators that ascent and shield work against; None: the shipped ones.
     weights: of a protector that is a network, its card beside them; None: the shipped ones.
     steps: a number: of attacks that ascent works against; an Effort: how long the shield is refined for this scan.
+    noise_share: what the shield may take of the local noise.
     Raises RefusedError for marked input (a forgery must not be laundered), RecipeError for an unknown protector and
     where another one than the shield is to be refined, ModelError where weights are missing.
     """
@@ -72,7 +77,7 @@ def protect_scan(
     if protector == "noise":
         delta = add_noise(body, budget_hu, seed)
     elif protector == "shield":
-        made = {"weights": weights, "effort": refine, "against": against, "quiet": quiet}
+        made = {"weights": weights, "effort": refine, "against": against, "noise_share": noise_share, "quiet": quiet}
         delta, facts = shield_delta(volume, budget_hu=budget_hu, seed=seed, **made)  # type: ignore[arg-type]
         params |= facts
     elif protector in NETWORKS:
@@ -85,11 +90,16 @@ def protect_scan(
         hashes = {task: attack_generator("pix2pix", task, against)[1] for task in TASKS}
         params |= {"steps": attacks, "model_sha256": hashes["inject"], "remover_sha256": hashes["remove"]}
     protected = fitted(volume, volume.hu, (volume.hu + delta).astype(np.int16))
-    added = (protected.astype(np.float32) - volume.hu)[body]
-    price = Protection(float(np.abs(added).max()), float(added.std()), float((added != 0).mean()))
+    price = price_of(volume, protected, body)
     params |= price.to_json()
     detail = f"{protector}: max {price.max_hu:.0f} HU, SD {price.sd_hu:.2f} HU added"
     return volume.changed(protected, Step("protect", params), Mark("protected", detail)), price
+
+
+def price_of(volume: Volume, changed: NDArray[Any], body: NDArray[np.bool_]) -> Protection:
+    """What `changed` (z, y, x) adds to a volume inside its body."""
+    added = changed[body].astype(np.float32) - volume.hu[body]
+    return Protection(float(np.abs(added).max()), float(added.std()), float((added != 0).mean()))
 
 
 def check_unmarked(volume: Volume) -> None:

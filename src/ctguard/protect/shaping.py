@@ -29,17 +29,23 @@ _AERATED_HU = (-1000.0, -500.0)
 _LEAST_AERATED = 0.25
 
 
-def strength_map(hu: NDArray[Any], spacing_zyx_mm: FloatTriple, sd_hu: float, lung: Mask | None = None) -> Floats:
+def strength_map(
+    hu: NDArray[Any],
+    spacing_zyx_mm: FloatTriple,
+    sd_hu: float,
+    lung: Mask | None = None,
+    noise_share: float = NOISE_SHARE,
+) -> Floats:
     """The SD in HU that a perturbation may have around each voxel, float32 (z, y, x); 0 outside lung.
 
-    A share of the local noise, capped so that the SD over all lung is at most sd_hu.
+    `noise_share` of the local noise, capped so that the SD over all lung is at most sd_hu.
     lung: bool (z, y, x); None: wherever a quarter of the voxels within 8 mm is aerated, for blocks too small to find
     lung in.
     """
     if lung is None:
         aerated = (hu > _AERATED_HU[0]) & (hu < _AERATED_HU[1])
         lung = _mean(aerated.astype(np.float32), spacing_zyx_mm, _NEAR_MM) > _LEAST_AERATED
-    noise = NOISE_SHARE * local_sd_map(hu, spacing_zyx_mm) * lung
+    noise = noise_share * local_sd_map(hu, spacing_zyx_mm) * lung
     inside = noise[lung]
     cap = next((c for c in _CAPS if _rms(np.minimum(inside, c * sd_hu)) <= sd_hu), 1.0)
     return np.asarray(np.minimum(noise, cap * sd_hu), dtype=np.float32)
