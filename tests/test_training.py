@@ -89,6 +89,19 @@ def test_a_detector_trains_and_is_calibrated_on_pristine_validation_scans(tmp_pa
     card = train(recipe(tmp_path, DETECTOR), [tmp_path / "set"], tmp_path / "run")
     assert card.threshold is not None and 0 < card.threshold <= 1
     assert "n = 1 pristine" in card.threshold_note and "50.0%" in card.threshold_note
+    cell = train(
+        recipe(tmp_path, DETECTOR, **{"[cpu]": "[matrix]", '"copy-move"': '"pix2pix"'}),
+        [tmp_path / "set"],
+        tmp_path / "cell",
+        size="matrix",
+        generators=["copy-move"],
+    )
+    assert (cell.name, cell.size) == ("tiny-unet_on_copy-move", "matrix") and "forgeries by copy-move (" in cell.data
+    assert (tmp_path / "cell" / "tiny-unet_on_copy-move.safetensors").exists()
+    shown = recipe(tmp_path, DETECTOR, valid_batches="stand_ins = true, valid_batches")
+    assert "copy-move and stand-ins" in train(shown, [tmp_path / "set"], tmp_path / "shown").data
+    with pytest.raises(RecipeError, match="no detector"):
+        train(recipe(tmp_path, GENERATOR), [index], tmp_path / "none", generators=["pix2pix"])
     with pytest.raises(RecipeError, match="one folder"):
         train(recipe(tmp_path, DETECTOR), [tmp_path / "set", tmp_path / "set"], tmp_path / "other")
 

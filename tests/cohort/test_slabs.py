@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +46,13 @@ def test_masks_cover_what_was_forged_and_nothing_else(scan: ForgedScan) -> None:
         assert torch.equal(batch["label"] > 0, ((batch["mask"] > 0) & (batch["ignore"] == 0)).flatten(1).any(1))
         assert batch["label"][2::4].sum() == 0 and batch["label"][3::4].sum() == 0
         assert batch["label"][0::4].all()
+
+
+def test_without_stand_ins_only_forgeries_of_the_data_set_are_shown(scan: ForgedScan) -> None:
+    made = replace(batches(scan, shapes=((8, 64),)), stand_in=None)
+    size = {float(made(step)["mask"][number].sum()) for step in range(4) for number in (0, 1, 4, 5)}
+    assert size <= {float(n * 20 * 20) for n in range(1, 9)}  # of the one forgery, whole in the plane
+    assert not made(0)["mask"][2::4].any() and not made(0)["mask"][3::4].any()
 
 
 def test_depth_goes_down_to_a_single_slice(scan: ForgedScan) -> None:

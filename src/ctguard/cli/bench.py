@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ctguard.cli.common import AsJson, Device, Jobs, Quiet, Seed, command_line, show, torch_device, verb
+from ctguard.cli.common import AsJson, Device, Jobs, Quiet, Seed, command_line, names_of, show, torch_device, verb
 
 bench = typer.Typer(
     name="bench", help="Tables: what forgeries do, and what finds them.", no_args_is_help=True, rich_markup_mode=None
@@ -88,7 +88,7 @@ def detection(
     from ctguard.bench.ctgan_slices import is_slices
     from ctguard.report.detection_bench import Wanted, bench_detection, bench_slices
 
-    names = tuple(name.strip() for name in detectors.split(",") if name.strip())
+    names = names_of(detectors)
     wanted = Wanted(names, weights, matrix, panels, panel_scans, split, patients, measure_threshold)
     run = bench_slices if is_slices(data) else bench_detection
     record, text = run(data, out, wanted, command=command_line.get(), device=torch_device(device), jobs=jobs)
@@ -196,7 +196,7 @@ def general(
 
 def _names(text: str) -> tuple[str, ...]:
     """Names between commas; "none" is none."""
-    return tuple(name.strip() for name in text.split(",") if name.strip() and text.strip() != "none")
+    return () if text.strip() == "none" else names_of(text)
 
 
 def _pair(text: str, option: str = "--weights") -> tuple[str, Path]:

@@ -99,6 +99,11 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
+def names_of(text: str) -> tuple[str, ...]:
+    """Names out of "a,b, c"; none out of ""."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def triple(value: str, option: str) -> tuple[float, float, float]:
     """Three numbers out of "a,b,c". Raises typer.BadParameter (wrong use, exit 2)."""
     try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
-from ctguard.cli.common import AsJson, Quiet, command_line, show, table, verb
+from ctguard.cli.common import AsJson, Quiet, command_line, names_of, show, table, verb
+from ctguard.train.recipe import Size
 
 
 @verb
@@ -15,7 +16,10 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe: a .toml of the recipes folder, or your own.")],
     data: Annotated[list[Path], typer.Option(help="Generators: an index; may be repeated. Detectors: forgeries.")],
     out: Annotated[Path, typer.Option(help="The run folder.")],
-    size: Annotated[Literal["cpu", "full"], typer.Option(help="Which size of the recipe.")] = "cpu",
+    size: Annotated[Size, typer.Option(help="Which size of the recipe.")] = "cpu",
+    generators: Annotated[
+        str, typer.Option(metavar="NAMES", help="Detectors: learn these alone; made are RECIPE_on_NAMES.safetensors.")
+    ] = "",
     devices: Annotated[int, typer.Option(min=1, help="GPUs, or processes on a CPU.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
     init: Annotated[Path | None, typer.Option(help="Weights to start from.")] = None,
@@ -35,7 +39,8 @@ def train(
     with RunManifest(out, command_line.get()) as run:
         for path in (recipe, *data):
             run.add_input(path)
-        card = train_model(recipe, data, out, size=size, resume=resume, devices=devices, init=init, seed=seed)
+        settings: dict[str, Any] = {"resume": resume, "devices": devices, "init": init, "seed": seed}
+        card = train_model(recipe, data, out, size=size, generators=names_of(generators), **settings)
         run.seeds["recipe"] = card.seed
         for ending in ("safetensors", "json"):
             run.add_output(out / f"{card.name}.{ending}")

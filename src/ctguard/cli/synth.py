@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ctguard.cli.common import FAILED, AllowGaps, AsJson, Jobs, Quiet, Seed, command_line, show, table, verb
+from ctguard.cli.common import FAILED, AllowGaps, AsJson, Jobs, Quiet, Seed, command_line, names_of, show, table, verb
 
 if TYPE_CHECKING:
     from ctguard.synth.summary import Summary
@@ -74,7 +74,7 @@ def synth(
     from ctguard.tamper.pipeline import Sampler
 
     rule = DatasetRule(
-        generators=tuple(name.strip() for name in generators.split(",") if name.strip()),
+        generators=names_of(generators),
         mode=mode,
         format=format,
         sites=SiteRule(

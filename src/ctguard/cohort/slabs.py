@@ -34,7 +34,8 @@ class SlabBatches:
     Of four slabs one shows a forgery of the data set, one a stand-in, one the same place as one of these in the
     pristine scan, and one any place of pristine lungs. All slabs of a batch share depth and side.
 
-    stand_in: forges a block of `reach_mm` to each side of a place in lung.
+    stand_in: forges a block of `reach_mm` to each side of a place in lung. None: a second forgery of the data set
+        takes its place, so that a detector sees what detectors of slices see.
     benign: share of slabs, forged and pristine alike, that are resampled, smoothed or made noisier as a whole, so that
         none of these is a trace by itself. Flips and right-angle turns in the plane augment.
     """
@@ -42,7 +43,7 @@ class SlabBatches:
     scans: Sequence[ForgedScan]
     batch: int
     seed: int
-    stand_in: StandIn
+    stand_in: StandIn | None
     reach_mm: float
     shapes: Sequence[tuple[int, int]] = SHAPES
     benign: float = 0.4
@@ -60,7 +61,9 @@ class SlabBatches:
     def _slab(self, kind: int, depth: int, side: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """HU, mask and ignore (depth, side, side). kind 0: forgery; 1: stand-in; 2: their place, pristine; 3: lung."""
         forgery: Forgery | None = None
-        if kind in (0, 2) and (kind == 0 or rng.random() < 0.5):
+        if kind == 1 and self.stand_in is None:
+            kind = 0
+        if kind in (0, 2) and (kind == 0 or self.stand_in is None or rng.random() < 0.5):
             scan, forgery = self._drawn(rng)
             start = forgery.edit.box_start_zyx
             place = np.add(start, np.asarray(forgery.edit.mask.shape) // 2)
@@ -74,8 +77,8 @@ class SlabBatches:
         hu, mask, ignore = _cut(scan, corner, (depth, crop, crop))
         if kind == 0 and forgery is not None:
             _put(hu, mask, corner, forgery.edit.box_start_zyx, forgery.block, forgery.edit.mask)
-        if kind == 1:
-            self._forge(scan, place, corner, hu, mask, rng)
+        if kind == 1 and self.stand_in is not None:
+            self._forge(self.stand_in, scan, place, corner, hu, mask, rng)
         tensors = [torch.from_numpy(part) for part in (hu, mask, ignore)]
         if crop != side:
             tensors = [_resized(part, side, binary=number > 0) for number, part in enumerate(tensors)]
@@ -89,6 +92,7 @@ class SlabBatches:
 
     def _forge(
         self,
+        stand_in: StandIn,
         scan: ForgedScan,
         place: NDArray[Any],
         corner: NDArray[Any],
@@ -102,7 +106,7 @@ class SlabBatches:
             np.clip(center - half, 0, np.asarray(scan.hu.shape) - shape) for center in (place, _lung_place(scan, rng))
         )
         block, donor = (_block(scan, first, shape).astype(np.float32) for first in (start, donor_start))
-        forged, changed = self.stand_in(block, donor, scan.spacing_zyx_mm, rng)
+        forged, changed = stand_in(block, donor, scan.spacing_zyx_mm, rng)
         _put(hu, mask, corner, start, forged, changed)
 
     def _turned(self, tensors: list[Tensor], rng: np.random.Generator) -> list[Tensor]:

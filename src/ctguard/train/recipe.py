@@ -1,15 +1,17 @@
-"""Recipes: what trains a model, at two sizes, in one TOML file."""
+"""Recipes: what trains a model, at two or three sizes, in one TOML file."""
 
 from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ctguard.core.errors import RecipeError
 
-Size = Literal["cpu", "full"]
+Size = Literal["cpu", "matrix", "full"]
+"""matrix: of the detectors that the benchmark's 3 x 3 matrix trains, three of each."""
+SIZES: tuple[str, ...] = get_args(Size)
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ def read_recipe(path: Path, size: Size) -> Recipe:
         raise RecipeError("no such recipe", where=path, remedy="give a file of the recipes folder") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"not TOML: {error}", where=path) from error
-    common = {key: value for key, value in table.items() if key not in ("cpu", "full")}
+    common = {key: value for key, value in table.items() if key not in SIZES}
     if size not in table:
-        raise RecipeError(f"it has no [{size}] size", where=path)
+        there = ", ".join(known for known in SIZES if known in table)
+        raise RecipeError(f"it has no [{size}] size", where=path, remedy=f"choose of: {there}" if there else "add it")
     values = {**common, **table[size], "size": size}
     known = {f.name: f for f in fields(Recipe)}
     for key, value in values.items():

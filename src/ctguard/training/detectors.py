@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 
 from ctguard.bench.calibration import find_threshold
 from ctguard.bench.detection import score_pristine
-from ctguard.cohort.slabs import SlabBatches
+from ctguard.cohort.slabs import SHAPES, SlabBatches
 from ctguard.cohort.slices import SliceBatches, read_slices
 from ctguard.core.errors import RecipeError
 from ctguard.core.threshold import Threshold
@@ -26,7 +27,8 @@ from ctguard.training.material import Material, named
 def detector_material(recipe: Recipe, data: Sequence[Path], dims: int) -> Material:
     """Patches for a 2-D detector, slabs for a 3-D one, from one folder of forgeries.
 
-    data_settings: generators whose forgeries are taken; patch, the side of 2-D patches; valid_batches (16).
+    data_settings: generators whose forgeries are taken; stand_ins, whether forgeries made in memory by other chains are
+    shown, too (only to 3-D detectors, unless it is given); patch, the side of 2-D patches; valid_batches (16).
     Raises DataError where a split is empty.
     """
     if len(data) != 1:
@@ -35,14 +37,18 @@ def detector_material(recipe: Recipe, data: Sequence[Path], dims: int) -> Materi
     generators = tuple(settings.get("generators", ("pix2pix", "copy-move")))
     patch = int(settings.get("patch", 128))
     scans = {split: read_slices(data[0], split, generators) for split in ("train", "valid")}
+    stand_ins = bool(settings.get("stand_ins", dims == 3))
     batches: Callable[[int], Batch]
     held_out: Callable[[int], Batch]
-    if dims == 2:
+    if dims == 2 and not stand_ins:
         batches = SliceBatches(scans["train"], recipe.batch, recipe.seed, patch)
         held_out = SliceBatches(scans["valid"], recipe.batch, recipe.seed + 1, patch, augment=False)
     else:
-        batches = SlabBatches(scans["train"], recipe.batch, recipe.seed, forge_stand_in, REACH_MM)
-        held_out = replace(batches, scans=scans["valid"], seed=recipe.seed + 1, augment=False)
+        shapes = SHAPES if dims == 3 else ((1, patch),)
+        stand_in = forge_stand_in if stand_ins else None
+        slabs = SlabBatches(scans["train"], recipe.batch, recipe.seed, stand_in, REACH_MM, shapes)
+        unseen = replace(slabs, scans=scans["valid"], seed=recipe.seed + 1, augment=False)
+        batches, held_out = (slabs, unseen) if dims == 3 else (partial(_flat, slabs), partial(_flat, unseen))
 
     def validate(model: nn.Module) -> dict[str, float]:
         return judge_detector(model, [held_out(step) for step in range(int(settings.get("valid_batches", 16)))])
@@ -55,11 +61,17 @@ def detector_material(recipe: Recipe, data: Sequence[Path], dims: int) -> Materi
     }
     cases = read_cases(read_manifest(data[0])[0])
     lines = [
-        f"{split}: {len(s)} scans, {sum(len(x.forgeries) for x in s)} forgeries "
+        f"{split}: {len(s)} scans, {sum(len(x.forgeries) for x in s)} forgeries by {', '.join(generators)}"
+        f"{' and stand-ins' if stand_ins else ''} "
         f"({', '.join(sorted({named(case.collection) for case in cases if case.split == split}))})"
         for split, s in scans.items()
     ]
     return Material(batches, validate, against, "; ".join(lines), lambda module: _calibrate(module, data[0]))
+
+
+def _flat(slabs: SlabBatches, step: int) -> Batch:
+    """Slabs of one slice (batch, 1, 1, side, side) as slices (batch, 1, side, side)."""
+    return {name: values.squeeze(2) if values.dim() == 5 else values for name, values in slabs(step).items()}
 
 
 def judge_detector(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
