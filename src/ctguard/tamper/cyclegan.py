@@ -152,7 +152,8 @@ class CycleGAN(nn.Module):
 
     width, blocks: of the forward generator (Zhu: 64 and 9); the reverse one, whose task is easier, has half the blocks.
     noise_sd: of the core's smooth noise, in network range. cycle, identity: weights of the L1 losses; cycle_masked: of
-    the cycle that begins and ends with noise, where a large one makes of faint noise a faint nodule.
+    the cycle that begins and ends with noise, where a large one makes of faint noise a faint nodule. identity 0 leaves
+    that term out: it teaches a generator to hand on what lies in the core, so that an injector draws its noise.
     pool: cubes that each buffer keeps. discriminator_width: channels of the discriminators' first layer (Zhu: 64).
     """
 
@@ -228,9 +229,8 @@ class CycleGAN(nn.Module):
         return {"loss": torch.stack(list(losses.values())).sum(), **{k: v.detach() for k, v in losses.items()}}
 
     def _generators(self, masked: Tensor, tissue: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        both = torch.cat([mask, mask])
-        made, same_tissue = self.generator(torch.cat([masked, tissue]), both).chunk(2)
-        undone, same_masked = self.reverse(torch.cat([tissue, masked]), both).chunk(2)
+        made, same_tissue = self._translated(self.generator, masked, tissue, mask)
+        undone, same_masked = self._translated(self.reverse, tissue, masked, mask)
         for side, cubes in (("tissue", made), ("masked", undone)):
             self._shown[side] = self.pool[side].exchange(cubes)  # type: ignore[operator]
         again_masked, again_tissue = self.reverse(made, mask), self.generator(undone, mask)
@@ -252,6 +252,13 @@ class CycleGAN(nn.Module):
             + self.identity * losses["identity"]
         )
         return {"loss": loss, **{name: value.detach() for name, value in losses.items()}}
+
+    def _translated(self, generator: nn.Module, cubes: Tensor, wanted: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Cubes translated; and what becomes of those that need no translation, where identity counts."""
+        if self.identity == 0:
+            return generator(cubes, mask), wanted
+        translated, same = generator(torch.cat([cubes, wanted]), torch.cat([mask, mask])).chunk(2)
+        return translated, same
 
     def _discriminator(self, side: str, real: Tensor) -> Tensor:
         """Least squares: 1 real, 0 made. Halved, as in Zhu's section 7.1, to slow it beside the generators."""
