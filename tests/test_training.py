@@ -17,6 +17,7 @@ from ctguard.io.cases import write_cases
 from ctguard.synth.dataset import synth
 from ctguard.synth.rule import DatasetRule
 from ctguard.synth.sites import SiteRule
+from ctguard.train.recipe import Changes
 from ctguard.training.run import train
 from tests.detect.scans import thorax
 from tests.synth.scans import at, lung_site
@@ -94,14 +95,14 @@ def test_a_detector_trains_and_is_calibrated_on_pristine_validation_scans(tmp_pa
         [tmp_path / "set"],
         tmp_path / "cell",
         size="matrix",
-        generators=["copy-move"],
+        changes=Changes(generators=("copy-move",)),
     )
     assert (cell.name, cell.size) == ("tiny-unet_on_copy-move", "matrix") and "forgeries by copy-move (" in cell.data
     assert (tmp_path / "cell" / "tiny-unet_on_copy-move.safetensors").exists()
     shown = recipe(tmp_path, DETECTOR, valid_batches="stand_ins = true, valid_batches")
     assert "copy-move and stand-ins" in train(shown, [tmp_path / "set"], tmp_path / "shown").data
     with pytest.raises(RecipeError, match="no detector"):
-        train(recipe(tmp_path, GENERATOR), [index], tmp_path / "none", generators=["pix2pix"])
+        train(recipe(tmp_path, GENERATOR), [index], tmp_path / "none", changes=Changes(generators=("pix2pix",)))
     with pytest.raises(RecipeError, match="one folder"):
         train(recipe(tmp_path, DETECTOR), [tmp_path / "set", tmp_path / "set"], tmp_path / "other")
 

@@ -23,7 +23,7 @@ from ctguard.core.marks import Mark
 from ctguard.core.provenance import Step
 from ctguard.core.volume import Volume
 from ctguard.defence import SHIELD_SEAL, check_unmarked, protect_scan, site_attack
-from ctguard.defence.combined import EACH_SHARE, budgets
+from ctguard.defence.combined import budgets
 from ctguard.defence.shield import GENERATORS as REFINED_AGAINST
 from ctguard.defence.shield import shield_delta
 from ctguard.io.derived import stored_range_hu
@@ -32,7 +32,7 @@ from ctguard.protect.keys import SealKey
 from ctguard.protect.noise import add_noise
 from ctguard.protect.protector import Attack, DrawAttack
 from ctguard.protect.seal import SealSettings, seal_volume
-from ctguard.protect.shaping import NOISE_SHARE
+from ctguard.protect.shaping import Budget
 from ctguard.protect.shield_refine import Effort
 from ctguard.synth.forge import fitted
 from ctguard.tamper.cube import Box
@@ -195,10 +195,20 @@ def protect(setup: Setup, scene: Scene) -> Protected:
     elif setup.protector == "seal":
         made = _sealed(scene, scene.volume, SealSettings(max_hu=setup.budget_hu, seed=scene.seed))
     elif setup.protector == SHIELD_SEAL:
-        shield_hu, sealing = budgets(setup.budget_hu, scene.seed)
-        made = _sealed(scene, _perturbed(replace(setup, budget_hu=shield_hu), scene, EACH_SHARE), sealing)
+        shield_budget, sealing = budgets(setup.budget_hu, scene.seed)
+        made = _sealed(scene, _shielded(setup, scene, shield_budget), sealing)
+    elif setup.refine is not None:
+        made = _shielded(setup, scene, Budget(setup.budget_hu))
     else:
-        made = _perturbed(setup, scene, NOISE_SHARE)
+        made, _ = protect_scan(
+            scene.volume,
+            setup.protector,
+            budget_hu=setup.budget_hu,
+            seed=scene.seed,
+            steps=setup.steps,
+            weights=setup.weights,
+            quiet=True,
+        )
     seconds = time.perf_counter() - started
     return Protected(reread(made), seconds)
 
@@ -206,21 +216,6 @@ def protect(setup: Setup, scene: Scene) -> Protected:
 def _sealed(scene: Scene, volume: Volume, settings: SealSettings) -> Volume:
     key = SealKey(hashlib.sha256(f"bench protection {scene.seed}".encode()).digest())
     return seal_volume(volume, key, settings, stored_range_hu=stored_range_hu(scene.volume))[0]
-
-
-def _perturbed(setup: Setup, scene: Scene, noise_share: float) -> Volume:
-    if setup.refine is not None:
-        return _refined(setup, scene, noise_share)
-    return protect_scan(
-        scene.volume,
-        "shield" if setup.protector == SHIELD_SEAL else setup.protector,
-        budget_hu=setup.budget_hu,
-        seed=scene.seed,
-        steps=setup.steps,
-        weights=setup.weights,
-        noise_share=noise_share,
-        quiet=True,
-    )[0]
 
 
 def reread(volume: Volume) -> Volume:
@@ -275,13 +270,15 @@ def _ascended(setup: Setup, scene: Scene) -> Volume:
     return added_to(scene.volume, scene.box, delta)
 
 
-def _refined(setup: Setup, scene: Scene, noise_share: float) -> Volume:
-    """The shield, refined where lung lies in the block."""
-    lung = np.zeros_like(scene.lung)
-    block = scene.box.slices()
-    lung[block] = scene.lung[block]
-    effort = {"effort": setup.refine, "weights": setup.weights, "lung": lung, "noise_share": noise_share, "quiet": True}
-    delta, _ = shield_delta(scene.volume, budget_hu=setup.budget_hu, seed=scene.seed, **effort)  # type: ignore[arg-type]
+def _shielded(setup: Setup, scene: Scene, budget: Budget) -> Volume:
+    """The shield; refined where lung lies in the block, if it is refined."""
+    lung = scene.lung
+    if setup.refine is not None:
+        block = scene.box.slices()
+        lung = np.zeros_like(scene.lung)
+        lung[block] = scene.lung[block]
+    made = {"effort": setup.refine, "weights": setup.weights, "lung": lung, "quiet": True}
+    delta, _ = shield_delta(scene.volume, budget, seed=scene.seed, **made)  # type: ignore[arg-type]
     return added_to(scene.volume, Box((0, 0, 0), scene.volume.geometry.shape_zyx), delta * scene.body)
 
 

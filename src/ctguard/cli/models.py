@@ -30,7 +30,7 @@ def train(
     """Train a model by its recipe; writes weights and their card."""
     from ctguard.core.errors import WriteError
     from ctguard.io.manifest import RunManifest
-    from ctguard.train.recipe import read_recipe
+    from ctguard.train.recipe import Changes, read_recipe
     from ctguard.training.run import train as train_model
 
     if (out / "state.pt").exists() and not resume:
@@ -39,8 +39,8 @@ def train(
     with RunManifest(out, command_line.get()) as run:
         for path in (recipe, *data):
             run.add_input(path)
-        settings: dict[str, Any] = {"resume": resume, "devices": devices, "init": init, "seed": seed}
-        card = train_model(recipe, data, out, size=size, generators=names_of(generators), **settings)
+        settings: dict[str, Any] = {"resume": resume, "devices": devices, "init": init}
+        card = train_model(recipe, data, out, size=size, changes=Changes(seed, names_of(generators)), **settings)
         run.seeds["recipe"] = card.seed
         for ending in ("safetensors", "json"):
             run.add_output(out / f"{card.name}.{ending}")

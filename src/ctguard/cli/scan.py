@@ -36,7 +36,7 @@ from ctguard.cli.runs import (
     write_protected,
     write_verdict,
 )
-from ctguard.cli.seal import SEAL, SEAL_HU, only_sealed, protect_seal
+from ctguard.cli.seal import SEAL, SEAL_HU, Sealing, only_sealed, protect_seal
 
 if TYPE_CHECKING:
     from ctguard.core.geometry import FloatTriple, Geometry
@@ -221,11 +221,10 @@ def protect(
             raise typer.BadParameter("only DICOM carries signatures: leave --format out", param_hint="--sign")
         check_signing(*sign)
     reading: dict[str, Any] = {"allow_gaps": allow_gaps, "series_uid": series}
-    rest = {"format": format, "ledger": ledger, "sign": sign}
-    sealing: dict[str, Any] = {"reading": reading, "protector": protector, "seed": seed, **rest}
+    rest: dict[str, Any] = {"reading": reading, "format": format, "ledger": ledger, "sign": sign}
     if protector == SEAL:
         bound = 0.0 if digest_only else budget_hu or SEAL_HU
-        show(*protect_seal(scan, out, key, budget_hu=bound, make=only_sealed(bound, seed), **sealing), as_json)
+        show(*protect_seal(scan, out, key, only_sealed(bound, seed), **rest), as_json)
         return
     if budget_hu is None:
         raise typer.BadParameter("say by how much voxels may change", param_hint="--budget-hu")
@@ -234,7 +233,8 @@ def protect(
     settings: dict[str, Any] = {"against": against, "weights": weights, "quiet": quiet}
     if protector == SHIELD_SEAL:
         make = partial(shield_and_seal, budget_hu=budget_hu, seed=seed, effort=effort, **settings)
-        show(*protect_seal(scan, out, key, budget_hu=budget_hu, make=make, **sealing), as_json)
+        both = Sealing(SHIELD_SEAL, budget_hu, seed, make)
+        show(*protect_seal(scan, out, key, both, **rest), as_json)
         return
     volume = io.read(scan, **reading)
     with run_folder(out, scan, reading, {"protect": seed}) as run:

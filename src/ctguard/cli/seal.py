@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -187,16 +188,23 @@ def write_restored(restored: Volume, out: Path) -> None:
         folder.rmdir()
 
 
+@dataclass(frozen=True)
+class Sealing:
+    """What `protect_seal` does: a protector that seals, its budget and seed, and how it makes the sealed volume."""
+
+    protector: str
+    budget_hu: float
+    seed: int
+    make: MakeSealed
+
+
 def protect_seal(
     scan: Path,
     out: Path,
     key: Path | None,
+    sealing: Sealing,
     *,
     reading: dict[str, Any],
-    protector: str,
-    budget_hu: float,
-    seed: int,
-    make: MakeSealed,
     format: str,
     ledger: Path | None,
     sign: tuple[Path, Path] | None,
@@ -212,9 +220,13 @@ def protect_seal(
     secret = read_key(key)
     volume = io.read(scan, **reading)
     check_unmarked(volume)
-    with run_folder(out, scan, reading, {"protect": seed}) as run:
-        sealed, seal, price = make(volume, secret)
-        facts: dict[str, Json] = {"protector": protector, "budget_hu": budget_hu, "key_id": secret.key_id}
+    with run_folder(out, scan, reading, {"protect": sealing.seed}) as run:
+        sealed, seal, price = sealing.make(volume, secret)
+        facts: dict[str, Json] = {
+            "protector": sealing.protector,
+            "budget_hu": sealing.budget_hu,
+            "key_id": secret.key_id,
+        }
         facts |= price.to_json()
         run.note("protection", facts)
         made = write_sealed(run.folder, volume, sealed, seal, facts, format)
@@ -223,18 +235,23 @@ def protect_seal(
             run.add_output(path)
     if ledger is not None:
         append_ledger(ledger, seal)
-    done = "sealed" if protector == SEAL else "shielded, and sealed"
+    done = "sealed" if sealing.protector == SEAL else "shielded, and sealed"
     words = f"{out}: {done} with key {secret.key_id}, at most {price.max_hu:.0f} HU, SD {price.sd_hu:.2f} HU"
     return {"scan": str(scan), "out": str(out), **facts}, words
 
 
-def only_sealed(max_hu: float, seed: int) -> MakeSealed:
-    """How `protect_seal` seals a volume. max_hu 0: the digest alone."""
+def only_sealed(max_hu: float, seed: int) -> Sealing:
+    """The seal without anything else. max_hu 0: the digest alone."""
     from ctguard.io.derived import stored_range_hu
     from ctguard.protect.seal import SealSettings, seal_volume
 
     settings = SealSettings(max_hu=max_hu, seed=seed)
-    return lambda volume, key: seal_volume(volume, key, settings, stored_range_hu=stored_range_hu(volume))
+    return Sealing(
+        SEAL,
+        max_hu,
+        seed,
+        lambda volume, key: seal_volume(volume, key, settings, stored_range_hu=stored_range_hu(volume)),
+    )
 
 
 def write_sealed(

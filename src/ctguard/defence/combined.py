@@ -11,14 +11,16 @@ import math
 from pathlib import Path
 
 from ctguard.core.errors import RecipeError
+from ctguard.core.provenance import Json
 from ctguard.core.volume import Volume
-from ctguard.defence.protect import Protection, price_of, protect_scan
+from ctguard.defence.protect import Protection, check_unmarked, price_of, protected_copy
+from ctguard.defence.shield import shield_delta
 from ctguard.image.lung import body_mask
 from ctguard.io.derived import stored_range_hu
 from ctguard.protect.keys import SealKey
 from ctguard.protect.record import Seal
 from ctguard.protect.seal import SealSettings, seal_volume
-from ctguard.protect.shaping import NOISE_SHARE
+from ctguard.protect.shaping import NOISE_SHARE, Budget
 from ctguard.protect.shield_refine import Effort
 
 SHIELD_SEAL = "shield+seal"
@@ -29,8 +31,8 @@ _SEAL_HU = 3.0
 _LEAST_HU = 3.0
 
 
-def budgets(budget_hu: float, seed: int) -> tuple[float, SealSettings]:
-    """What the shield may change of a budget in HU, and the seal that has the rest.
+def budgets(budget_hu: float, seed: int) -> tuple[Budget, SealSettings]:
+    """What the shield has of a budget in HU, and the seal that has the rest.
 
     Raises RecipeError for a budget below 3 HU.
     """
@@ -39,7 +41,7 @@ def budgets(budget_hu: float, seed: int) -> tuple[float, SealSettings]:
             f"a budget of {budget_hu:g} HU is too small for shield and seal", remedy=f"give at least {_LEAST_HU:g} HU"
         )
     seal_hu = min(_SEAL_HU, budget_hu / 3)
-    return budget_hu - seal_hu, SealSettings(max_hu=seal_hu, share=EACH_SHARE, seed=seed)
+    return Budget(budget_hu - seal_hu, EACH_SHARE), SealSettings(max_hu=seal_hu, share=EACH_SHARE, seed=seed)
 
 
 def shield_and_seal(
@@ -55,20 +57,15 @@ def shield_and_seal(
 ) -> tuple[Volume, Seal, Protection]:
     """A shielded and sealed copy, its seal, and what both added; no voxel changes by more than budget_hu.
 
-    effort, against, weights: as in protect_scan. Raises RecipeError for a budget below 3 HU, and what protect_scan and
-    seal_volume raise.
+    effort, against, weights: as in shield_delta. Raises RecipeError for a budget below 3 HU, RefusedError for marked
+    input, and what shield_delta and seal_volume raise.
     """
-    shield_hu, settings = budgets(budget_hu, seed)
-    shielded, _ = protect_scan(
-        volume,
-        "shield",
-        budget_hu=shield_hu,
-        seed=seed,
-        steps=effort or 0,
-        against=against,
-        weights=weights,
-        noise_share=EACH_SHARE,
-        quiet=quiet,
-    )
+    check_unmarked(volume)
+    shield_budget, settings = budgets(budget_hu, seed)
+    made = {"weights": weights, "effort": effort, "against": against, "quiet": quiet}
+    delta, facts = shield_delta(volume, shield_budget, seed=seed, **made)  # type: ignore[arg-type]
+    body = body_mask(volume)
+    params: dict[str, Json] = {"protector": "shield", "budget_hu": shield_budget.hu, "seed": seed, **facts}
+    shielded, _ = protected_copy(volume, delta * body, params, body)
     sealed, seal, _ = seal_volume(shielded, key, settings, stored_range_hu=stored_range_hu(volume))
-    return sealed, seal, price_of(volume, sealed.hu, body_mask(volume))
+    return sealed, seal, price_of(volume, sealed.hu, body)

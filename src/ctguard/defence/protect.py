@@ -20,7 +20,7 @@ from ctguard.image.lung import body_mask
 from ctguard.protect.ascent import AscentSettings, ascend
 from ctguard.protect.noise import add_noise
 from ctguard.protect.perturb import perturb
-from ctguard.protect.shaping import NOISE_SHARE
+from ctguard.protect.shaping import Budget
 from ctguard.protect.shield_refine import Effort
 from ctguard.synth.forge import fitted
 
@@ -50,7 +50,6 @@ def protect_scan(
     steps: int | Effort = 200,
     against: Path | None = None,
     weights: Path | None = None,
-    noise_share: float = NOISE_SHARE,
     quiet: bool = False,
 ) -> tuple[Volume, Protection]:
     """A protected copy of a volume, in whole HU within the budget, and what was added.
@@ -58,7 +57,6 @@ def protect_scan(
     against: folder with the weights of the generators that ascent and shield work against; None: the shipped ones.
     weights: of a protector that is a network, its card beside them; None: the shipped ones.
     steps: a number: of attacks that ascent works against; an Effort: how long the shield is refined for this scan.
-    noise_share: what the shield may take of the local noise.
     Raises RefusedError for marked input (a forgery must not be laundered), RecipeError for an unknown protector and
     where another one than the shield is to be refined, ModelError where weights are missing.
     """
@@ -77,8 +75,8 @@ def protect_scan(
     if protector == "noise":
         delta = add_noise(body, budget_hu, seed)
     elif protector == "shield":
-        made = {"weights": weights, "effort": refine, "against": against, "noise_share": noise_share, "quiet": quiet}
-        delta, facts = shield_delta(volume, budget_hu=budget_hu, seed=seed, **made)  # type: ignore[arg-type]
+        made = {"weights": weights, "effort": refine, "against": against, "quiet": quiet}
+        delta, facts = shield_delta(volume, Budget(budget_hu), seed=seed, **made)  # type: ignore[arg-type]
         params |= facts
     elif protector in NETWORKS:
         network, card = zoo.load(zoo.find(protector, "protector"), weights)
@@ -89,11 +87,18 @@ def protect_scan(
         delta = ascend(volume.hu, body, lung_attacks(volume, folder=against), settings, seed, quiet=quiet)
         hashes = {task: attack_generator("pix2pix", task, against)[1] for task in TASKS}
         params |= {"steps": attacks, "model_sha256": hashes["inject"], "remover_sha256": hashes["remove"]}
+    return protected_copy(volume, delta, params, body)
+
+
+def protected_copy(
+    volume: Volume, delta: NDArray[np.float32], params: dict[str, Json], body: NDArray[np.bool_]
+) -> tuple[Volume, Protection]:
+    """A volume with whole HU added, marked, and the price of it. params: of its step; "protector" among them."""
     protected = fitted(volume, volume.hu, (volume.hu + delta).astype(np.int16))
     price = price_of(volume, protected, body)
-    params |= price.to_json()
-    detail = f"{protector}: max {price.max_hu:.0f} HU, SD {price.sd_hu:.2f} HU added"
-    return volume.changed(protected, Step("protect", params), Mark("protected", detail)), price
+    done = {**params, **price.to_json()}
+    detail = f"{params['protector']}: max {price.max_hu:.0f} HU, SD {price.sd_hu:.2f} HU added"
+    return volume.changed(protected, Step("protect", done), Mark("protected", detail)), price
 
 
 def price_of(volume: Volume, changed: NDArray[Any], body: NDArray[np.bool_]) -> Protection:

@@ -22,7 +22,7 @@ from ctguard.image.box import mask_box
 from ctguard.image.lung import lung_mask
 from ctguard.image.resample import apply_matrices
 from ctguard.protect.channel import PASSAGES, Passage
-from ctguard.protect.shaping import NOISE_SHARE, strength_map
+from ctguard.protect.shaping import Budget, strength_map
 from ctguard.protect.shield import shield_scan
 from ctguard.protect.shield_refine import DrawVolleys, Effort, Limits, Volley, refine
 from ctguard.tamper.cube import CUBE_MM, Cube, core_mask, exact_cube
@@ -40,21 +40,19 @@ _MARGIN_MM = CUBE_MM / 2 + 8
 
 def shield_delta(
     volume: Volume,
+    budget: Budget,
     *,
-    budget_hu: float,
     seed: int,
     weights: Path | None = None,
     effort: Effort | None = None,
     against: Path | None = None,
     lung: NDArray[np.bool_] | None = None,
-    noise_share: float = NOISE_SHARE,
     quiet: bool = False,
 ) -> tuple[NDArray[np.float32], dict[str, Json]]:
     """The shield's perturbation of a scan in whole HU (z, y, x), and what its provenance records.
 
     lung: where it is to hold, bool (z, y, x); None: all lung. effort: how long to refine it; None: feed-forward alone.
     against: folder with the weights of the generators that it is refined against; None: the shipped ones.
-    noise_share: its SD over the local noise, at most.
     Raises DataError where no lung is found, ModelError where weights are missing.
     """
     network, card = zoo.load(zoo.find("shield", "protector"), weights)
@@ -68,8 +66,8 @@ def shield_delta(
         slice(max(0, s.start - r), min(n, s.stop + r)) for s, r, n in zip(inner, reach, lung.shape, strict=True)
     )
     hu, inside = volume.hu[box], lung[box]
-    bound = network.bound(budget_hu)
-    strength = strength_map(hu, spacing, network.sd_within(bound), inside, noise_share)
+    bound = network.bound(budget.hu)
+    strength = strength_map(hu, spacing, network.sd_within(bound), inside, budget.noise_share)
     delta = shield_scan(hu, spacing, strength, network, bound, seed=seed, quiet=quiet)
     params: dict[str, Json] = {"model_sha256": card.sha256, "refine_steps": 0}
     if effort is not None:

@@ -6,6 +6,7 @@ definition: SD, in squares of 10 mm, of the residual after a 3 x 3 x 3 median), 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,14 @@ _RMS_MM = 24.0
 _NEAR_MM = 8.0
 _AERATED_HU = (-1000.0, -500.0)
 _LEAST_AERATED = 0.25
+
+
+@dataclass(frozen=True)
+class Budget:
+    """hu: no voxel changes by more. noise_share: the most that the SD may be of the local noise."""
+
+    hu: float
+    noise_share: float = NOISE_SHARE
 
 
 def strength_map(

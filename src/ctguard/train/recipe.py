@@ -44,6 +44,18 @@ class Recipe:
     data_settings: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What a run changes of its recipe.
+
+    seed: instead of the recipe's. generators: whose forgeries a detector learns, instead of the recipe's; its weights
+    are then called NAME_on_GENERATORS.
+    """
+
+    seed: int | None = None
+    generators: tuple[str, ...] = ()
+
+
 def read_recipe(path: Path, size: Size) -> Recipe:
     """The recipe of one size. Raises RecipeError naming the key that is missing, unknown or of another type."""
     try:

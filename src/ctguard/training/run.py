@@ -16,7 +16,7 @@ from ctguard.core.errors import RecipeError
 from ctguard.io.manifest import sha256_file
 from ctguard.train.checkpoint import Card, load_weights, read_card, rounded_to_half, save_checkpoint
 from ctguard.train.fit import fit
-from ctguard.train.recipe import Recipe, Size, read_recipe
+from ctguard.train.recipe import Changes, Recipe, Size, read_recipe
 from ctguard.training.cubes import cube_material
 from ctguard.training.detectors import detector_material
 from ctguard.training.nodules import SURROGATE, scorer_material
@@ -39,24 +39,19 @@ def train(
     out: Path,
     *,
     size: Size = "cpu",
-    generators: Sequence[str] = (),
     resume: bool = False,
     devices: int = 1,
     init: Path | None = None,
-    seed: int | None = None,
+    changes: Changes | None = None,
 ) -> Card:
     """Train a recipe and write NAME.safetensors and NAME.json into `out`.
 
     data: index CSVs (generators, protectors) or one folder of forgeries (detectors). init: weights to start from.
-    generators: whose forgeries a detector learns, instead of the recipe's; the weights are then called
-    NAME_on_GENERATORS. Raises RecipeError, DataError, ModelError.
+    Raises RecipeError, DataError, ModelError.
     """
     recipe = read_recipe(recipe_path, size)
-    if seed is not None:
-        recipe = replace(recipe, seed=seed)
     kind = _KINDS.get(recipe.task, "detector")
-    if generators:
-        recipe = _trained_on(recipe, kind, generators)
+    recipe = _changed(recipe, kind, changes or Changes())
     entry = zoo.find(recipe.model, kind, recipe.task)
     torch.manual_seed(recipe.seed)
     module: nn.Module = zoo.build(entry, recipe.model_settings)
@@ -108,11 +103,15 @@ def train(
     return save_checkpoint(trained, card, out)
 
 
-def _trained_on(recipe: Recipe, kind: zoo.Kind, generators: Sequence[str]) -> Recipe:
+def _changed(recipe: Recipe, kind: zoo.Kind, changes: Changes) -> Recipe:
+    if changes.seed is not None:
+        recipe = replace(recipe, seed=changes.seed)
+    if not changes.generators:
+        return recipe
     if kind != "detector":
         raise RecipeError(f"{recipe.name} is no detector", remedy="choose generators for detectors alone")
-    settings = recipe.data_settings | {"generators": list(generators)}
-    return replace(recipe, name=f"{recipe.name}_on_{'_'.join(generators)}", data_settings=settings)
+    settings = recipe.data_settings | {"generators": list(changes.generators)}
+    return replace(recipe, name=f"{recipe.name}_on_{'_'.join(changes.generators)}", data_settings=settings)
 
 
 def _take_parts(module: nn.Module, recipe: Recipe) -> dict[str, str]:
