@@ -28,6 +28,10 @@ ctguard phantom "$out/large_L" --patients 25 --seed 6300 --min-mm 16 --into "$se
 ctguard phantom "$out/wall_R01" --patients 120 --seed 6500 --at-wall --into "$series/R01-001"
 ctguard phantom "$out/wall_B" --patients 30 --seed 6700 --at-wall --into "$series/Lung_Dx-A0001_B"
 ctguard phantom "$out/wall_L" --patients 30 --seed 6800 --at-wall --into "$series/Lung_Dx-A0001_L"
+# More of 10 mm and above, for those that learn from dense nodules alone.
+ctguard phantom "$out/more_R01" --patients 150 --seed 7000 --min-mm 10 --into "$series/R01-001"
+ctguard phantom "$out/more_B" --patients 40 --seed 7200 --min-mm 10 --into "$series/Lung_Dx-A0001_B"
+ctguard phantom "$out/more_L" --patients 40 --seed 7300 --min-mm 10 --into "$series/Lung_Dx-A0001_L"
 
 # 3. One index of the real series, and one of everything that the detector learns from.
 python - "$out" "$series" <<'PY'
@@ -61,10 +65,19 @@ ctguard train "$here/recipes/pix2pix_inject.toml" "${inject[@]}" --out "$out/pix
 remove=(--data "$out/train/index.csv")
 for part in planted large wall; do for name in R01 B L; do remove+=(--data "$out/${part}_$name/index.csv"); done; done
 ctguard train "$here/recipes/pix2pix_remove.toml" "${remove[@]}" --data "$out/real.csv" --out "$out/pix2pix_remove" --resume
-cp "$out"/pix2pix_*/pix2pix_*.{safetensors,json} "$here/src/ctguard/weights/"
+# Without pairs: tissue of the wanted kind, and places to make it of.
+unpaired=(--data "$out/train/index.csv" --data "$out/real.csv")
+for name in planted_R01 planted_B planted_L; do unpaired+=(--data "$out/$name/index.csv"); done
+ctguard train "$here/recipes/cyclegan_remove.toml" "${unpaired[@]}" --out "$out/cyclegan_remove" --resume
+more=()
+for name in more_R01 more_B more_L; do more+=(--data "$out/$name/index.csv"); done
+ctguard train "$here/recipes/cyclegan_inject.toml" "${unpaired[@]}" "${more[@]}" --out "$out/cyclegan_inject" --resume
+ctguard train "$here/recipes/diffusion_inject.toml" "${inject[@]}" "${more[@]}" --out "$out/diffusion_inject" --resume
+ctguard train "$here/recipes/diffusion_remove.toml" "${remove[@]}" --data "$out/real.csv" --out "$out/diffusion_remove" --resume
+cp "$out"/{pix2pix,cyclegan,diffusion}_*/{pix2pix,cyclegan,diffusion}_*.{safetensors,json} "$here/src/ctguard/weights/"
 
 # 5. Forgeries: the same sites for every generator; more of them in the few real series.
-ctguard synth "$out/all.csv" "$out/forged" --generators pix2pix,copy-move --injections 2 --anywhere --any-rating \
+ctguard synth "$out/all.csv" "$out/forged" --generators pix2pix,cyclegan,diffusion,copy-move --injections 2 --anywhere --any-rating \
   --plain-sites 24 --seed 1 --jobs 2
 
 # 6. Detector; its threshold comes from the pristine validation patients.

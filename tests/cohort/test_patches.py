@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,14 @@ def test_a_cube_is_centred_on_its_nodule_at_1_mm() -> None:
 def test_rules_choose_by_size_and_label(rule: CubeRule, count: int) -> None:
     volume, case = ball()
     assert len(case_cubes(volume, case, rule, np.random.default_rng(0))) == count
+
+
+def test_nodules_of_ground_glass_can_be_left_out() -> None:
+    volume, case = ball()
+    glassy = replace(volume, hu=np.where(volume.hu > -400, -600, volume.hu).astype(np.int16))
+    rule = CubeRule(10, 20, dense_mm=11)
+    assert [len(case_cubes(one, case, rule, np.random.default_rng(0))) for one in (volume, glassy)] == [1, 0]
+    assert len(case_cubes(volume, case, replace(rule, dense_mm=13), np.random.default_rng(0))) == 0
 
 
 def test_cubes_at_the_border_repeat_it_instead_of_inventing_air() -> None:

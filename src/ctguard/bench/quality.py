@@ -18,11 +18,10 @@ from ctguard.bench.kept import NAN
 from ctguard.core.geometry import FloatTriple, as_int_triple
 from ctguard.core.records import Edit
 from ctguard.core.volume import Volume
+from ctguard.image.lung import NODULE_HU
 from ctguard.image.noise import median_residual
 
 HU_EDGES = np.arange(-1024.0, 401.0, 8.0)
-NODULE_HU = -400.0
-"""A nodule is what lies above this; its diameter is that of the sphere of this volume."""
 CUBE_MM, REACH_MM = 32.0, 24.0
 _NODULE_REACH_MM = 16.0
 _SEED_MM = 8.0

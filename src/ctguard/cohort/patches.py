@@ -15,7 +15,7 @@ from ctguard.core.console import progress
 from ctguard.core.geometry import FloatTriple, lps_mm_to_index
 from ctguard.core.records import Case, Finding
 from ctguard.core.volume import Volume
-from ctguard.image.lung import lung_mask
+from ctguard.image.lung import NODULE_HU, lung_mask
 from ctguard.image.resample import apply_matrices, grid_matrices
 from ctguard.io.cases import read_case, twin_path
 
@@ -31,6 +31,7 @@ class CubeRule:
     min_mm, max_mm, malignant: nodules to centre on (malignancy >= 4 or <= 2; None: any). min_mm None: no nodules.
     lung_sites: places per scan in lung, at least `clear_mm` from every nodule's centre.
     twins: each cube comes as a pair, as it is and as it is in the scan's twin without the nodule.
+    dense_mm: leave out nodules whose dense part (above -400 HU) has a smaller equivalent sphere, as ground glass has.
     """
 
     min_mm: float | None = None
@@ -39,6 +40,7 @@ class CubeRule:
     lung_sites: int = 0
     clear_mm: float = 28.0
     twins: bool = False
+    dense_mm: float = 0.0
 
 
 def cut_cube(volume: Volume, center_zyx: FloatTriple, side: int = CUBE + SLACK) -> NDArray[np.float32]:
@@ -59,14 +61,25 @@ def cut_cube(volume: Volume, center_zyx: FloatTriple, side: int = CUBE + SLACK) 
 
 def case_cubes(volume: Volume, case: Case, rule: CubeRule, rng: np.random.Generator) -> list[NDArray[np.float32]]:
     """All cubes of one case."""
-    centers = [
-        tuple(lps_mm_to_index(volume.geometry, finding.center_lps_mm))
-        for finding in case.findings
-        if _wanted(finding, rule)
-    ]
+    cubes = []
+    for finding in case.findings:
+        center = tuple(lps_mm_to_index(volume.geometry, finding.center_lps_mm))
+        if _wanted(finding, rule) and volume.geometry.contains(center):
+            cube = cut_cube(volume, center)
+            if _dense_mm(cube, finding.diameter_mm) >= rule.dense_mm:
+                cubes.append(cube)
     if rule.lung_sites:
-        centers += draw_lung_sites(volume, case.findings, rule.lung_sites, rule.clear_mm, rng)
-    return [cut_cube(volume, (z, y, x)) for z, y, x in centers if volume.geometry.contains((z, y, x))]
+        sites = draw_lung_sites(volume, case.findings, rule.lung_sites, rule.clear_mm, rng)
+        cubes += [cut_cube(volume, site) for site in sites]
+    return cubes
+
+
+def _dense_mm(cube_hu: NDArray[np.float32], diameter_mm: float) -> float:
+    """Equivalent sphere of what lies above -400 HU in a cube of 1 mm voxels, no further out than the nodule reaches."""
+    place = np.arange(len(cube_hu)) - (len(cube_hu) - 1) / 2
+    radius = np.sqrt(place[:, None, None] ** 2 + place[:, None] ** 2 + place**2)
+    voxels = int((cube_hu[radius <= diameter_mm / 2 + 2] > NODULE_HU).sum())
+    return float((6 * voxels / np.pi) ** (1 / 3))
 
 
 def draw_lung_sites(

@@ -20,6 +20,9 @@ from ctguard.image.box import mask_box
 AIR_FLOOR_HU = -1024
 """Below this no CT number means anything: scanners write -2000 and less outside the field of view."""
 
+NODULE_HU = -400.0
+"""What lies above this in lung is dense: nodules, vessels. A nodule's size is that of its part above it."""
+
 _PADDING_HU = -1500  # noise in air stays above, padding lies below: -2000, -2048, -3024
 _GRID_MM = 2.0
 _AERATED_HU = -500.0

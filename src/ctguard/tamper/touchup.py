@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctguard.core.records import Task
+from ctguard.image.lung import NODULE_HU
 from ctguard.image.noise import median_residual, sample_noise_like
 from ctguard.tamper.cube import CUBE_MM, Box, Cube, cut_box
 
 FADE_MM = 5.0
 SPECK_HU = 150.0
 AERATED_HU = -700.0
-DENSE_HU = -400.0
 _FEWEST_VOXELS = 200
 _RIM_MM = 1.0
 WORK_BOX_FACTOR = 1.3
@@ -66,7 +66,7 @@ def match_level(made: Tensor, cube: Tensor, core: Tensor) -> Tensor:
     inside = core > 0
     aerated = made.detach() < AERATED_HU
     around = (cube.detach() < AERATED_HU) & ~inside
-    share = ((DENSE_HU - made.detach()) / (DENSE_HU - AERATED_HU)).clamp(0, 1)
+    share = ((NODULE_HU - made.detach()) / (NODULE_HU - AERATED_HU)).clamp(0, 1)
     shift = torch.zeros_like(made)
     for part, own in ((inside, aerated & inside), (~inside, aerated & around)):
         if min(int(own.sum()), int(around.sum())) >= _FEWEST_VOXELS:
