@@ -4,7 +4,7 @@
 #   runs/default_weights.sh OUT SERIES_FOLDER
 #
 # SERIES_FOLDER holds R01-001 (NSCLC Radiogenomics) and Lung_Dx-A0001_B and _L (Lung-PET-CT-Dx) as DICOM folders.
-# About six hours. Every step can be killed and started again. See MISUSE.md.
+# About nine hours. Every step can be killed and started again. See MISUSE.md.
 set -euo pipefail
 out=${1:?usage: runs/default_weights.sh OUT SERIES_FOLDER}
 series=${2:?usage: runs/default_weights.sh OUT SERIES_FOLDER}

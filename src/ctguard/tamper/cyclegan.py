@@ -2,16 +2,16 @@
 
 Stated there: "based on 3D CycleGAN, adapted to operate on 3D cubes", and that only the translation from masked cubes
 to tissue is used. Everything else is chosen here, from Zhu et al. (ICCV 2017) where it can be: two generators and two
-patch discriminators learn from unpaired cubes; least squares GAN loss, cycle loss, identity loss of half its weight,
-a buffer of 50 made cubes for each discriminator (Shrivastava et al., CVPR 2017), Adam 2e-4 with beta1 0.5, batches of
-few. Weights of the L1 terms are twice Zhu's 10 and 5, since cubes lie in -0.5 .. 0.5 and not in -1 .. 1, and L1 terms
-are divided by the voxels of the core, since the rest passes untouched.
+patch discriminators learn from unpaired cubes; least squares GAN loss, cycle and identity loss, a buffer of 50 made
+cubes for each discriminator (Shrivastava et al., CVPR 2017), Adam 2e-4 with beta1 0.5, batches of few. L1 terms are
+divided by the voxels of the core, since the rest passes untouched: a weight of 4 is Zhu's 10 on whole cubes of twice
+the range. The identity loss is off by default: both domains differ in their cores alone, where it teaches a generator
+to hand on what lies there.
 
 Ours:
-- Domain A is a masked cube whose core holds smooth noise of `noise_sd` (0: zeros, as published); domain B is tissue.
-  With an empty core the way back has nothing to say about which tissue stood there, and a cycle can only be closed by
-  hiding it. With noise it can: the reverse generator turns tissue into noise that decodes to it, and the
-  forward generator must make tissue that depends on its noise, so that two seeds give two nodules.
+- Domain A is a masked cube whose core holds smooth noise of `noise_sd`, or zeros as published; domain B is tissue. With
+  noise, two seeds give two tissues, for the cycle makes the noise a code of the tissue. An injector that learns so
+  draws its noise: where it is dark, the nodule is hollow. With zeros, one place gets one nodule, whatever the seed.
 - The generator is Zhu's residual network without its two 7^2 layers at full resolution, which in 3-D would cost more
   than all the rest. Its result is added, before tanh, to the shell as it came and to a smooth continuation of the shell
   into the core (backwards: to an empty core), and is faded out within FADE_MM of the core, as `clean` mode does. So the
@@ -151,9 +151,8 @@ class CycleGAN(nn.Module):
     """Generators, discriminators and equaliser of one task. Trainable by train.fit; the forward generator is shipped.
 
     width, blocks: of the forward generator (Zhu: 64 and 9); the reverse one, whose task is easier, has half the blocks.
-    noise_sd: of the core's smooth noise, in network range. cycle, identity: weights of the L1 losses; cycle_masked: of
-    the cycle that begins and ends with noise, where a large one makes of faint noise a faint nodule. identity 0 leaves
-    that term out: it teaches a generator to hand on what lies in the core, so that an injector draws its noise.
+    noise_sd: of the core's smooth noise, in network range. cycle, cycle_masked, identity: weights of the L1 losses, of
+    tissue made anew, of a masked cube made anew, and of what needs no translation (0: not computed).
     pool: cubes that each buffer keeps. discriminator_width: channels of the discriminators' first layer (Zhu: 64).
     """
 
@@ -164,10 +163,10 @@ class CycleGAN(nn.Module):
         self,
         width: int = 64,
         blocks: int = 9,
-        noise_sd: float = 0.25,
-        cycle: float = 20.0,
-        cycle_masked: float = 20.0,
-        identity: float = 10.0,
+        noise_sd: float = 0.0,
+        cycle: float = 4.0,
+        cycle_masked: float = 1.0,
+        identity: float = 0.0,
         pool: int = POOL_IMAGES,
         discriminator_width: int = 64,
     ) -> None:
