@@ -4,7 +4,7 @@
 #   runs/default_weights.sh OUT SERIES_FOLDER
 #
 # SERIES_FOLDER holds R01-001 (NSCLC Radiogenomics) and Lung_Dx-A0001_B and _L (Lung-PET-CT-Dx) as DICOM folders.
-# About nine hours. Every step can be killed and started again. See MISUSE.md.
+# About fourteen hours. Every step can be killed and started again. See MISUSE.md.
 set -euo pipefail
 out=${1:?usage: runs/default_weights.sh OUT SERIES_FOLDER}
 series=${2:?usage: runs/default_weights.sh OUT SERIES_FOLDER}
@@ -80,11 +80,21 @@ cp "$out"/{pix2pix,cyclegan,diffusion}_*/{pix2pix,cyclegan,diffusion}_*.{safeten
 ctguard synth "$out/all.csv" "$out/forged" --generators pix2pix,cyclegan,diffusion,copy-move --injections 2 --anywhere --any-rating \
   --plain-sites 24 --seed 1 --jobs 2
 
-# 6. Detector; its threshold comes from the pristine validation patients.
-ctguard train "$here/recipes/unet.toml" --data "$out/forged" --out "$out/unet" --resume
-cp "$out"/unet/unet.{safetensors,json} "$here/src/ctguard/weights/"
+# 6. Detectors; their thresholds come from the pristine validation patients. TruFor looks at the extractor's residual.
+ctguard train "$here/recipes/residual.toml" --data "$out/train/index.csv" --data "$out/real.csv" --out "$out/residual" --resume
+cp "$out"/residual/residual.{safetensors,json} "$here/src/ctguard/weights/"
+for detector in unet xception hpfcn mvssnet mantranet trufor volumetric; do
+  ctguard train "$here/recipes/$detector.toml" --data "$out/forged" --out "$out/$detector" --resume
+  cp "$out/$detector/$detector".{safetensors,json} "$here/src/ctguard/weights/"
+done
 
 # 7. Malignancy scorer: blocks of other patients, of another phantom style.
 ctguard phantom "$out/blocks" --blocks --patients 260 --seed 700000 --style 1
 ctguard train "$here/recipes/cad.toml" --data "$out/blocks/index.csv" --out "$out/cad" --resume
 cp "$out"/cad/cad.{safetensors,json} "$here/src/ctguard/weights/"
+
+# 8. Protectors, against the generators above; the diffusion model stays unseen.
+for protector in mitsgan_paper mitsgan_gradient tafim shield; do
+  ctguard train "$here/recipes/$protector.toml" --data "$out/train/index.csv" --data "$out/real.csv" --out "$out/$protector" --resume
+  cp "$out/$protector/$protector".{safetensors,json} "$here/src/ctguard/weights/"
+done
