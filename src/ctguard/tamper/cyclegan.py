@@ -3,15 +3,15 @@
 Stated there: "based on 3D CycleGAN, adapted to operate on 3D cubes", and that only the translation from masked cubes
 to tissue is used. Everything else is chosen here, from Zhu et al. (ICCV 2017) where it can be: two generators and two
 patch discriminators learn from unpaired cubes; least squares GAN loss, cycle and identity loss, a buffer of 50 made
-cubes for each discriminator (Shrivastava et al., CVPR 2017), Adam 2e-4 with beta1 0.5, batches of few. L1 terms are
-divided by the voxels of the core, since the rest passes untouched: a weight of 4 is Zhu's 10 on whole cubes of twice
-the range. The identity loss is off by default: both domains differ in their cores alone, where it teaches a generator
-to hand on what lies there.
+cubes for each discriminator (Shrivastava et al., CVPR 2017), Adam with beta1 0.5, batches of few. L1 terms are divided
+by the voxels of the core, since the rest passes untouched: the default weights of 4 and 2 are Zhu's 10 and 5 on whole
+cubes of twice the range. Short trainings want less of both: the reverse generator learns to hide the tissue in the
+core, and tissue made of what is hidden there, not of a masked cube, is what the cycle then teaches.
 
 Ours:
-- Domain A is a masked cube whose core holds smooth noise of `noise_sd`, or zeros as published; domain B is tissue. With
-  noise, two seeds give two tissues, for the cycle makes the noise a code of the tissue. An injector that learns so
-  draws its noise: where it is dark, the nodule is hollow. With zeros, one place gets one nodule, whatever the seed.
+- Domain A is a masked cube whose core holds zeros, as published, or smooth noise of `noise_sd`; domain B is tissue. With
+  noise, two seeds give two tissues, but the cycle makes the noise a code of the tissue: where an injector's noise is
+  dark, its nodule is hollow. With zeros, one place gets one nodule, whatever the seed.
 - The generator is Zhu's residual network without its two 7^2 layers at full resolution, which in 3-D would cost more
   than all the rest. Its result is added, before tanh, to the shell as it came and to a smooth continuation of the shell
   into the core (backwards: to an empty core), and is faded out within FADE_MM of the core, as `clean` mode does. So the
@@ -165,8 +165,8 @@ class CycleGAN(nn.Module):
         blocks: int = 9,
         noise_sd: float = 0.0,
         cycle: float = 4.0,
-        cycle_masked: float = 1.0,
-        identity: float = 0.0,
+        cycle_masked: float = 4.0,
+        identity: float = 2.0,
         pool: int = POOL_IMAGES,
         discriminator_width: int = 64,
     ) -> None:
