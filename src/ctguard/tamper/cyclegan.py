@@ -9,9 +9,9 @@ cubes of twice the range. Short trainings want less of both: the reverse generat
 core, and tissue made of what is hidden there, not of a masked cube, is what the cycle then teaches.
 
 Ours:
-- Domain A is a masked cube whose core holds zeros, as published, or smooth noise of `noise_sd`; domain B is tissue. With
-  noise, two seeds give two tissues, but the cycle makes the noise a code of the tissue: where an injector's noise is
-  dark, its nodule is hollow. With zeros, one place gets one nodule, whatever the seed.
+- Domain A is a masked cube whose core holds zeros, as published, or smooth noise of `noise_sd`; domain B is tissue.
+  With noise, two seeds give two tissues, but the cycle makes the noise a code of the tissue: where an injector's noise
+  is dark, its nodule is hollow. With zeros, one place gets one nodule, whatever the seed.
 - The generator is Zhu's residual network without its two 7^2 layers at full resolution, which in 3-D would cost more
   than all the rest. Its result is added, before tanh, to the shell as it came and to a smooth continuation of the shell
   into the core (backwards: to an empty core), and is faded out within FADE_MM of the core, as `clean` mode does. So the
