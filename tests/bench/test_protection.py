@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctguard import io
+from ctguard import io, zoo
 from ctguard.bench.protection import ATTEMPT, SCAN, SITE, Experiment, Row, measure_setup
 from ctguard.bench.protection_damage import attempt_values, attempts, known_site, other_seed, partial_values
 from ctguard.bench.protection_scene import Forger, Scene, find_forger, set_scene
@@ -186,6 +186,13 @@ def test_rows_are_named_by_protector_settings_and_weights(tmp_path: Path) -> Non
         find_setups([], [("tafim", tmp_path / "none.safetensors")], budget_hu=5, steps=1)
 
 
+@pytest.fixture
+def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation without any network's weights, as one that trains its own begins."""
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "none")
+
+
+@pytest.mark.usefixtures("no_weights")
 def test_effort_per_scan_is_part_of_a_rows_name() -> None:
     ascent, shield = find_setups(["ascent:steps=50", "shield:refine=30"], [], budget_hu=5, steps=200)
     assert ascent.effort == ("steps", 50.0) and shield.missing == "no weights"
@@ -223,6 +230,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 OPTIONS = ("--protectors", "noise", "--generators", "identity,cyclegan", "--sites", 1, "--detectors", "none")
 
 
+@pytest.mark.usefixtures("no_weights")
 def test_a_run_writes_tables_figures_and_marked_examples(
     index: Path, tmp_path: Path, state: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

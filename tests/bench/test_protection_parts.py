@@ -22,7 +22,7 @@ from ctguard.bench.protection_notes import notes_of
 from ctguard.bench.protection_paper import picture_figures, psnr, vif
 from ctguard.bench.protection_price import detector_values, malignancy_values, nodule_values, price_values
 from ctguard.bench.protection_removal import REMOVALS, Removal, denoised, removal_values, removals
-from ctguard.bench.protection_scene import Scene, find_forger, set_scene
+from ctguard.bench.protection_scene import Forger, Scene, find_forger, set_scene
 from ctguard.bench.protection_setups import NONE, Setup, noise_like
 from ctguard.bench.protection_tables import (
     MAKERS,
@@ -218,7 +218,7 @@ def test_a_denoiser_is_an_exported_program(here: Scene, tmp_path: Path) -> None:
 
 def results(*setups: Setup, **more: object) -> Results:
     """Three patients with one site each, forged by both tasks; damage of the k-th setup is 10 (k + 1)."""
-    experiment = Experiment(setups, (IDENTITY, find_forger("cyclegan")), removal=("mitsgan",), **more)  # type: ignore[arg-type]
+    experiment = Experiment(setups, (IDENTITY, Forger("cyclegan", "cyclegan")), removal=("mitsgan",), **more)  # type: ignore[arg-type]
     rows = []
     for patient in "abc":
         for k, setup in enumerate((Setup(NONE), *setups)):
