@@ -60,7 +60,7 @@ PY
 
 # 4. Generators.
 inject=(--data "$out/train/index.csv")
-for name in planted_R01 planted_B planted_L wall_R01 wall_B wall_L; do inject+=(--data "$out/$name/index.csv"); done
+for name in planted_R01 planted_B planted_L wall_R01 wall_B wall_L more_R01 more_B more_L; do inject+=(--data "$out/$name/index.csv"); done
 ctguard train "$here/recipes/pix2pix_inject.toml" "${inject[@]}" --out "$out/pix2pix_inject" --resume
 remove=(--data "$out/train/index.csv")
 for part in planted large wall; do for name in R01 B L; do remove+=(--data "$out/${part}_$name/index.csv"); done; done
@@ -69,10 +69,9 @@ ctguard train "$here/recipes/pix2pix_remove.toml" "${remove[@]}" --data "$out/re
 unpaired=(--data "$out/train/index.csv" --data "$out/real.csv")
 for name in planted_R01 planted_B planted_L; do unpaired+=(--data "$out/$name/index.csv"); done
 ctguard train "$here/recipes/cyclegan_remove.toml" "${unpaired[@]}" --out "$out/cyclegan_remove" --resume
-more=()
-for name in more_R01 more_B more_L; do more+=(--data "$out/$name/index.csv"); done
-ctguard train "$here/recipes/cyclegan_inject.toml" "${unpaired[@]}" "${more[@]}" --out "$out/cyclegan_inject" --resume
-ctguard train "$here/recipes/diffusion_inject.toml" "${inject[@]}" "${more[@]}" --out "$out/diffusion_inject" --resume
+for name in more_R01 more_B more_L; do unpaired+=(--data "$out/$name/index.csv"); done
+ctguard train "$here/recipes/cyclegan_inject.toml" "${unpaired[@]}" --out "$out/cyclegan_inject" --resume
+ctguard train "$here/recipes/diffusion_inject.toml" "${inject[@]}" --out "$out/diffusion_inject" --resume
 ctguard train "$here/recipes/diffusion_remove.toml" "${remove[@]}" --data "$out/real.csv" --out "$out/diffusion_remove" --resume
 cp "$out"/{pix2pix,cyclegan,diffusion}_*/{pix2pix,cyclegan,diffusion}_*.{safetensors,json} "$here/src/ctguard/weights/"
 
