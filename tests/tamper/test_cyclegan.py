@@ -93,6 +93,15 @@ def test_noise_varies_the_core_unless_it_is_switched_off() -> None:
         assert torch.equal(module(cube, mask, noise), module(cube, mask, -noise)) == same
 
 
+def test_smooth_noise_is_smoother_than_white() -> None:
+    cube, mask, noise = cubes()
+    steps = [
+        float(module._masked(cube, mask, noise)[:, :, 8:24, 8:24, 8:24].diff(dim=-1).std())
+        for module in (tiny(noise_sd=0.2, smooth=smooth) for smooth in (True, False))
+    ]
+    assert steps[0] < steps[1] / 2 and steps[1] == pytest.approx(0.2 * 2**0.5, rel=0.05)
+
+
 def numbered(first: int, count: int) -> Tensor:
     return torch.arange(first, first + count, dtype=torch.float32).reshape(-1, 1, 1, 1, 1).expand(-1, 1, 32, 32, 32)
 

@@ -151,8 +151,9 @@ class CycleGAN(nn.Module):
     """Generators, discriminators and equaliser of one task. Trainable by train.fit; the forward generator is shipped.
 
     width, blocks: of the forward generator (Zhu: 64 and 9); the reverse one, whose task is easier, has half the blocks.
-    noise_sd: of the core's smooth noise, in network range. cycle, cycle_masked, identity: weights of the L1 losses, of
-    tissue made anew, of a masked cube made anew, and of what needs no translation (0: not computed).
+    noise_sd: of the core's noise, in network range; smooth for shapes, else white for texture.
+    cycle, cycle_masked, identity: weights of the L1 losses, of tissue made anew, of a masked cube made anew, and of what
+    needs no translation (0: not computed).
     pool: cubes that each buffer keeps. discriminator_width: channels of the discriminators' first layer (Zhu: 64).
     """
 
@@ -164,6 +165,7 @@ class CycleGAN(nn.Module):
         width: int = 64,
         blocks: int = 9,
         noise_sd: float = 0.0,
+        smooth: bool = True,
         cycle: float = 4.0,
         cycle_masked: float = 4.0,
         identity: float = 2.0,
@@ -171,7 +173,8 @@ class CycleGAN(nn.Module):
         discriminator_width: int = 64,
     ) -> None:
         super().__init__()
-        self.noise_sd, self.cycle, self.cycle_masked, self.identity = noise_sd, cycle, cycle_masked, identity
+        self.noise_sd, self.smooth = noise_sd, smooth
+        self.cycle, self.cycle_masked, self.identity = cycle, cycle_masked, identity
         self.generator = ResNet3d(width, blocks, continues=True)
         self.reverse = ResNet3d(width, max(blocks // 2, 1), continues=False)
         self.discriminator = nn.ModuleDict(
@@ -189,7 +192,8 @@ class CycleGAN(nn.Module):
         return made
 
     def _masked(self, cube_norm: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
-        return cube_norm * (1 - mask) + self.noise_sd * smooth_noise(noise) * mask
+        grains = smooth_noise(noise) if self.smooth else noise
+        return cube_norm * (1 - mask) + self.noise_sd * grains * mask
 
     def optimizers(self, settings: Mapping[str, Any]) -> dict[str, torch.optim.Optimizer]:
         """One Adam per turn, beta1 0.5. settings: "lr_generator" and "lr_discriminator" (Zhu: 2e-4 both)."""
