@@ -152,8 +152,8 @@ class CycleGAN(nn.Module):
 
     width, blocks: of the forward generator (Zhu: 64 and 9); the reverse one, whose task is easier, has half the blocks.
     noise_sd: of the core's noise, in network range; smooth for shapes, else white for texture.
-    cycle, cycle_masked, identity: weights of the L1 losses, of tissue made anew, of a masked cube made anew, and of what
-    needs no translation (0: not computed).
+    cycle, cycle_masked, identity: weights of the L1 losses, of tissue made anew, of a masked cube made anew, and of
+    what needs no translation (0: not computed).
     pool: cubes that each buffer keeps. discriminator_width: channels of the discriminators' first layer (Zhu: 64).
     """
 
