@@ -29,8 +29,10 @@ RECIPE = Recipe(name="tiny", model="cyclegan", size="cpu", task="inject", steps=
 
 def tiny(seed: int = 0, **settings: float) -> CycleGAN:
     torch.manual_seed(seed)
-    chosen = {"width": 2, "blocks": 1, "discriminator_width": 4, "pool": 4, **settings}
-    return CycleGAN(**chosen)  # type: ignore[arg-type]
+    chosen = {"width": 2, "blocks": 1, "discriminator_width": 4, **settings}
+    module = CycleGAN(**chosen)  # type: ignore[arg-type]
+    module.pool = nn.ModuleDict({side: ImagePool(4, number) for number, side in enumerate(module.pool)})
+    return module
 
 
 def cubes(seed: int = 1, core_mm: float = 16) -> tuple[Tensor, Tensor, Tensor]:

@@ -154,7 +154,7 @@ class CycleGAN(nn.Module):
     noise_sd: of the core's noise, in network range; smooth for shapes, else white for texture.
     cycle, cycle_masked, identity: weights of the L1 losses, of tissue made anew, of a masked cube made anew, and of
     what needs no translation (0: not computed).
-    pool: cubes that each buffer keeps. discriminator_width: channels of the discriminators' first layer (Zhu: 64).
+    discriminator_width: channels of the discriminators' first layer (Zhu: 64).
     """
 
     turns = ("generators", "discriminators")
@@ -169,7 +169,6 @@ class CycleGAN(nn.Module):
         cycle: float = 4.0,
         cycle_masked: float = 4.0,
         identity: float = 2.0,
-        pool: int = POOL_IMAGES,
         discriminator_width: int = 64,
     ) -> None:
         super().__init__()
@@ -180,7 +179,7 @@ class CycleGAN(nn.Module):
         self.discriminator = nn.ModuleDict(
             {side: PatchDiscriminator3d(discriminator_width) for side in ("tissue", "masked")}
         )
-        self.pool = nn.ModuleDict({side: ImagePool(pool, seed) for seed, side in enumerate(("tissue", "masked"))})
+        self.pool = nn.ModuleDict({side: ImagePool(seed=seed) for seed, side in enumerate(("tissue", "masked"))})
         self.equaliser = Equaliser()
         self._shown: dict[str, Tensor] = {}
         for part in (self.generator, self.reverse, self.discriminator):  # twice as fast on a CPU
