@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ctguard.bench.kept import NAN
-from ctguard.core.geometry import FloatTriple, as_int_triple
+from ctguard.core.geometry import FloatTriple, as_int_triple, sphere_diameter_mm
 from ctguard.core.records import Edit
 from ctguard.core.volume import Volume
 from ctguard.image.lung import NODULE_HU
@@ -80,7 +80,7 @@ def nodule_diameter_mm(seen: Surroundings, changed: Mask | None = None) -> float
     if len(at) == 0:
         return 0.0
     volume_mm3 = (parts == int(np.bincount(at).argmax())).sum() * float(np.prod(seen.spacing_zyx_mm))
-    return float((6 * volume_mm3 / np.pi) ** (1 / 3))
+    return sphere_diameter_mm(volume_mm3)
 
 
 def hu_histogram(values: NDArray[Any]) -> NDArray[np.float64]:

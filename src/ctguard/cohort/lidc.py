@@ -27,7 +27,7 @@ from skimage.draw import polygon2mask
 
 from ctguard.cohort.headers import Series, pixels_to_lps_mm
 from ctguard.core.errors import DataError, MissingExtraError, ReadError
-from ctguard.core.geometry import FloatTriple, as_float_triple
+from ctguard.core.geometry import FloatTriple, as_float_triple, sphere_diameter_mm
 from ctguard.core.records import Finding
 from ctguard.io.dicom_slices import Slice
 
@@ -246,8 +246,7 @@ def place(mark: ReaderMark, series: Series) -> Placed:
         center = cloud.mean(axis=0)
     else:
         center = np.average(centers, axis=0, weights=weights)
-    diameter = (6 * area_mm2 * series.slice_step_mm / np.pi) ** (1 / 3)
-    return Placed(mark, cloud, center, float(diameter))
+    return Placed(mark, cloud, center, sphere_diameter_mm(area_mm2 * series.slice_step_mm))
 
 
 def _slice_of(outline: Outline, mark: ReaderMark, series: Series) -> Slice:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctguard.core.console import progress
-from ctguard.core.geometry import FloatTriple, lps_mm_to_index
+from ctguard.core.geometry import FloatTriple, lps_mm_to_index, sphere_diameter_mm
 from ctguard.core.records import Case, Finding
 from ctguard.core.volume import Volume
 from ctguard.image.lung import NODULE_HU, lung_mask
@@ -79,7 +79,7 @@ def _dense_mm(cube_hu: NDArray[np.float32], diameter_mm: float) -> float:
     place = np.arange(len(cube_hu)) - (len(cube_hu) - 1) / 2
     radius = np.sqrt(place[:, None, None] ** 2 + place[:, None] ** 2 + place**2)
     voxels = int((cube_hu[radius <= diameter_mm / 2 + 2] > NODULE_HU).sum())
-    return float((6 * voxels / np.pi) ** (1 / 3))
+    return sphere_diameter_mm(voxels)
 
 
 def draw_lung_sites(

@@ -107,3 +107,8 @@ def lps_mm_to_index(geometry: Geometry, point_lps_mm: ArrayLike) -> NDArray[np.f
     offset = np.asarray(point_lps_mm, dtype=float) - np.asarray(geometry.origin_lps_mm)
     index: NDArray[np.float64] = (offset @ np.asarray(geometry.axes_lps).T) / np.asarray(geometry.spacing_zyx_mm)
     return index
+
+
+def sphere_diameter_mm(volume_mm3: float) -> float:
+    """Diameter of the sphere of this volume: how the size of a nodule of any shape is given."""
+    return float((6 * volume_mm3 / np.pi) ** (1 / 3))
