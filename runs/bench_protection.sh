@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The protection benchmark on synthetic patients: patients, then every protector against every forger.
+# The protection benchmark on synthetic patients: patients, every protector against every forger, then the seal's tables.
 #
 #   runs/bench_protection.sh OUT [SCANS] [SIZE] [NAME=FILE ...]
 #
@@ -27,3 +27,6 @@ weights=()
 for pair in "$@"; do weights+=(--weights "$pair"); done
 ctguard bench protection --data "$out/test/index.csv" --out "$out/tables" --protectors "$protectors" \
   --scans "$scans" --jobs "$jobs" --device "${DEVICE:-cpu}" ${REMOVAL:+--removal "$REMOVAL"} "${weights[@]}"
+
+# 3. The seal: what it finds and misses, who forges it.
+ctguard bench seal --data "$out/test/index.csv" --out "$out/seal" --scans "$scans" --jobs "$jobs"

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from ctguard.bench.detection import Measuring, forged_cases
+from ctguard.bench.metrics import exact_share
 from ctguard.bench.models import find_models
 from ctguard.bench.operations import OPERATIONS, operations
-from ctguard.bench.panels import Probe, measure_panels, panel_items, panel_tables, rate
+from ctguard.bench.panels import Probe, measure_panels, panel_items, panel_tables
 from tests.bench.make import SEEN, add_detectors, data_set
 from tests.cli.runner import run
 
@@ -44,7 +45,7 @@ def test_panels_of_one_that_knows(
     alarms, found = panel_tables(models, probes, "run")
     rows = {row["operation"]: row for row in alarms.rows}
     assert len(rows) == 2 + len(OPERATIONS) and rows["untouched malignant nodules, 8-20 mm"]["n"] == 1
-    assert rows["as it is"]["stub (cpu)"] == rate([False])
+    assert rows["as it is"]["stub (cpu)"] == exact_share(0, 1)
     assert "no phantom" in rows["another kernel"]["left out"] and "stub (cpu)" not in rows["another kernel"]
     assert "pyjpegls" in rows["JPEG-LS, near-lossless, 3 HU"]["left out"]
     robust = {row["operation"]: row for row in found.rows}
@@ -80,8 +81,8 @@ def test_the_verb_writes_the_panels(
 
 
 def test_the_interval_of_a_share_is_exact() -> None:
-    assert rate([False] * 30).high == pytest.approx(1 - 0.025 ** (1 / 30))
-    assert (rate([True] * 30).low, rate([True] * 30).high) == (pytest.approx(0.025 ** (1 / 30)), 1.0)
+    assert exact_share(0, 30).high == pytest.approx(1 - 0.025 ** (1 / 30))
+    assert (exact_share(30, 30).low, exact_share(30, 30).high) == (pytest.approx(0.025 ** (1 / 30)), 1.0)
 
 
 def test_a_probe_survives_its_file() -> None:

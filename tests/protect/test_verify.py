@@ -186,7 +186,7 @@ def test_an_edit_in_a_moved_scan_is_found_in_its_place(sealing: tuple[Volume, Se
     assert _at(cropped, (4, 87, 43))
 
 
-@pytest.mark.parametrize("name", ["left-right", "head-feet"])
+@pytest.mark.parametrize("name", ["left-right", "head-feet", "one slice on", "dropped"])
 def test_the_key_alone_finds_moved_scans(sealing: tuple[Volume, Seal], name: str) -> None:
     sealed, seal = sealing
     move, state, _ = MOVES[name]
@@ -194,11 +194,28 @@ def test_the_key_alone_finds_moved_scans(sealing: tuple[Volume, Seal], name: str
     assert (verdict.state, verdict.nonce) == (state, seal.header.nonce), verdict.words
 
 
+@pytest.mark.parametrize("noise_hu", [3.0, 9.0])
+def test_a_quiet_scan_with_one_voxel_changed_raises_no_alarm(noise_hu: float) -> None:
+    quiet = scan(2, (8, 300, 330), noise_hu=noise_hu)
+    sealed, seal, _ = seal_volume(quiet, KEY)
+    hu = sealed.hu.copy()
+    hu[4, 0, 0] += 1  # so that no hash excuses it from being compared
+    verdict = verify_volume(volume(hu, sealed.geometry), KEY, None, [seal])
+    assert (verdict.state, verdict.regions) == ("intact", ())
+    assert verdict.gain is not None and verdict.gain > 0.8
+
+
 def test_blurred_or_interpolated_scans_are_resampled(sealing: tuple[Volume, Seal]) -> None:
     sealed, seal = sealing
     shifted = ndimage.shift(sealed.hu.astype(np.float32), (0, 0.5, 0.5), order=1, mode="nearest")
     verdict = verify_volume(volume(np.rint(shifted).astype(np.int16), sealed.geometry), KEY, seal)
     assert verdict.state == "resampled"
+
+
+def test_the_key_alone_tells_a_filtered_scan_from_an_intact_one() -> None:
+    sealed, _, _ = seal_volume(scan(3, (24, 256, 256)), KEY)
+    filtered = np.rint(ndimage.gaussian_filter(sealed.hu.astype(np.float32), (0, 0.6, 0.6))).astype(np.int16)
+    assert verify_volume(volume(filtered, sealed.geometry), KEY).state == "resampled"
 
 
 def test_another_grid_cannot_be_verified(sealing: tuple[Volume, Seal]) -> None:

@@ -72,3 +72,9 @@ def bootstrap(
     whole = statistic(np.arange(len(patients)))
     low, high = np.percentile(finite, (2.5, 97.5)) if finite else (float("nan"), float("nan"))
     return Interval(whole, float(low), float(high))
+
+
+def exact_share(count: int, of: int) -> Interval:
+    """A share with its exact 95 % interval (Clopper and Pearson, Biometrika 26, 1934)."""
+    exact = stats.binomtest(count, of).proportion_ci(method="exact")
+    return Interval(count / of, float(exact.low), float(exact.high))

@@ -9,14 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
 from ctguard.bench.calibrated import NOT_TRAINED, OURS
 from ctguard.bench.detection import CONTROLS, Measuring, scan_key
 from ctguard.bench.judging import Judge, Scan, slab_slices
 from ctguard.bench.kept import NAN, read_kept, with_nan, without_nan, write_kept
 from ctguard.bench.localisation import points_at
-from ctguard.bench.metrics import Interval
+from ctguard.bench.metrics import exact_share
 from ctguard.bench.models import Model, load_detector
 from ctguard.bench.operations import OPERATIONS, Operation, operations
 from ctguard.cohort.nodules import label_of
@@ -228,9 +226,11 @@ def _table(
             if model.card is None:
                 row[model.label] = NOT_TRAINED
             elif scored:
-                row[model.label] = rate([probe.score >= probe.threshold for probe in scored])
+                row[model.label] = exact_share(sum(probe.score >= probe.threshold for probe in scored), len(scored))
                 if forged and any(math.isfinite(probe.pointing) for probe in scored):
-                    row[f"{model.label} points"] = rate([probe.pointing == 1 for probe in scored])
+                    row[f"{model.label} points"] = exact_share(
+                        sum(probe.pointing == 1 for probe in scored), len(scored)
+                    )
         out.append(row)
     told = {key for row in out for key in row}
     columns = ["operation", "n", *(key for model in models for key in (model.label, f"{model.label} points"))]
@@ -239,9 +239,3 @@ def _table(
     n = {"patients": len({probe.patient for probe in every}), "scans": len({probe.scan_id for probe in every})}
     hashes = {model.name: model.sha256 for model in models if model.card is not None}
     return Table(title, tuple(columns), tuple(out), n, run_id, hashes)
-
-
-def rate(holds: Sequence[bool]) -> Interval:
-    """A share with its exact 95 % interval (Clopper and Pearson, Biometrika 26, 1934)."""
-    exact = stats.binomtest(int(sum(holds)), len(holds)).proportion_ci(method="exact")
-    return Interval(float(sum(holds) / len(holds)), float(exact.low), float(exact.high))

@@ -37,9 +37,7 @@ def markdown(table: Table) -> str:
     lines += ["| " + " | ".join(text_of(row.get(column)) for column in table.columns) + " |" for row in table.rows]
     counts = ", ".join(f"{count} {name}" for name, count in table.n.items())
     hashes = ", ".join(f"{name} {sha[:12]}" for name, sha in table.checkpoints.items())
-    return "\n".join(
-        [*lines, "", f"n: {counts}. 95 % intervals by patient. Checkpoints: {hashes}. Run {table.run_id}."]
-    )
+    return "\n".join([*lines, "", f"n: {counts}. 95 % intervals. Checkpoints: {hashes}. Run {table.run_id}."])
 
 
 def plain(table: Table) -> dict[str, Any]:

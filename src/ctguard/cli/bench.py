@@ -167,6 +167,42 @@ def protection(
 
 @bench.command(no_args_is_help=True)
 @verb
+def seal(
+    data: Annotated[Path, typer.Option(help="An index of scans: phantoms, or scans that are de-identified.")],
+    out: Annotated[Path, typer.Option(help="Folder for tables and the figure; finished scans in it are kept.")],
+    tables: Annotated[
+        str,
+        typer.Option(
+            help="Names, with commas between them: digest, benign, size, generators, informed, oracle, whole, null, "
+            "price.  [default: all]"
+        ),
+    ] = "",
+    generators: Annotated[
+        str, typer.Option(help="Forgers, with commas between them: NAME, or LABEL=NAME:FOLDER for other weights.")
+    ] = "pix2pix,cyclegan,diffusion,identity",
+    split: Annotated[Literal["train", "valid", "test"], typer.Option(help="Which patients.")] = "test",
+    scans: Annotated[int, typer.Option(min=1, help="The first so many of the split.")] = 5,
+    sites: Annotated[int, typer.Option(min=1, help="Places in lung, per scan and size, at most.")] = 20,
+    keys: Annotated[int, typer.Option(min=1, help="Other keys that each scan is sealed with: the null.")] = 100,
+    max_hu: Annotated[float, typer.Option("--max-hu", help="No voxel changes by more.")] = 3.0,
+    share: Annotated[float, typer.Option(help="SD of the pattern over local noise.")] = 0.19,
+    seed: Seed = 0,
+    jobs: Jobs = 1,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """What a seal finds and misses, who forges it, what it costs."""
+    from ctguard.protect.seal import SealSettings
+    from ctguard.report.seal_bench import Wanted, bench_seal
+
+    settings = SealSettings(max_hu, share)
+    wanted = Wanted(names_of(tables), _names(generators), settings, split, scans, sites, keys, seed)
+    record, text = bench_seal(data, out, wanted, command=command_line.get(), jobs=jobs)
+    show(record, text, as_json)
+
+
+@bench.command(no_args_is_help=True)
+@verb
 def general(
     data: Annotated[Path, typer.Option(help="Forgeries with train and test patients (`ctguard synth --format plan`).")],
     out: Annotated[Path, typer.Option(help="Folder for tables and figures; trained networks and cells are kept.")],

@@ -1,9 +1,9 @@
 """How much of the pattern each tile shows, and where it is missing.
 
 For a tile with steps t on its pairs and whitened differences d between partners, c = sum(t d) has the mean
-2 sum(t^2) where the pattern is there, 0 where it is not, and the variance sum(t^2 d^2) where signs are random. `found`
-is 2 sum(t^2) c / variance, `expected` is (2 sum(t^2))^2 / variance: over any region, sum(found) / sum(expected) is
-the gain (1: all there, 0: nothing), with SD 1 / sqrt(sum(expected)). So a region can be judged once
+2 sum(t^2) where the pattern is there, 0 where it is not, and the variance sum(t^2) mean(d^2) where signs are random.
+`found` is 2 sum(t^2) c / variance, `expected` is (2 sum(t^2))^2 / variance: over any region, sum(found) / sum(expected)
+is the gain (1: all there, 0: nothing), with SD 1 / sqrt(sum(expected)). So a region can be judged once
 gain * sqrt(sum(expected)) passes about 7, which is what the smallest region is predicted from.
 """
 
@@ -28,7 +28,9 @@ _CLIP = 3.0
 _WINDOWS_MM = (8.0, 12.0, 16.0, 24.0, 32.0)
 _LOSSY_EDGE_HU = 1.5
 _WHOLE_GAIN = 0.83
+_COARSE_WINDOWS_MM = (16.0, 24.0, 32.0)
 _LOSSY_WINDOWS_MM = (24.0, 32.0)
+_MOST = 12.0
 _BINS = 16
 
 
@@ -66,12 +68,18 @@ def differences(secret: PatternKey, tiles: NDArray[Any]) -> tuple[NDArray[np.flo
 def scores(
     steps_hu: NDArray[Any], d: NDArray[np.float32], counts: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """found and expected (n,) for steps and differences (n, pairs), over the pairs that count."""
+    """found and expected (n,) for steps and differences (n, pairs), over the pairs that count.
+
+    No tile expects more than _MOST: one that is oddly quiet would otherwise decide for a whole window.
+    """
     steps = steps_hu.astype(np.float32) * counts
     energy = 2 * np.einsum("np,np->n", steps, steps)
-    variance = np.einsum("np,np->n", np.square(steps), np.square(d)) + 1e-3
-    correlation = np.einsum("np,np->n", steps, d)
-    return energy * correlation / variance, energy * energy / variance
+    # of all pairs that count: where few of them carry a step, their own differences may all be small by chance
+    square = np.einsum("np,np->n", np.square(d), counts) / np.maximum(counts.sum(axis=1), 1)
+    variance = energy / 2 * square + 1e-3
+    expected = energy * energy / variance
+    weight = np.minimum(_MOST / np.maximum(expected, 1e-9), 1)
+    return weight * energy * np.einsum("np,np->n", steps, d) / variance, weight * expected
 
 
 def bound_steps(
@@ -169,20 +177,36 @@ def missing_tiles(
 
     A window is flagged where it lies FALSE_SIGMA below what an intact one shows, and below half of that; it is judged
     only where it holds so much evidence that one without the pattern falls MISS_SIGMA below that mark. After lossy
-    coding, or where strengths are an estimate (coarse), only large windows are judged, and only what is two thirds
-    gone counts.
+    coding, or where strengths are an estimate (coarse), small windows are not judged, and only what is two thirds gone
+    counts.
     """
     gain = local_gain(evidence)
     found, expected = gain * evidence.found, gain**2 * evidence.expected
     flagged = np.zeros(found.shape, dtype=bool)
-    lossy = coarse or evidence.gain < _WHOLE_GAIN
-    for window_mm in _LOSSY_WINDOWS_MM if lossy else _WINDOWS_MM:
-        size = tuple(max(1, round(window_mm / mm)) for mm in (spacing_zyx_mm[0], tile_mm[0], tile_mm[1]))
-        count = int(np.prod(size))
-        f, e = (ndimage.uniform_filter(a, size, mode="constant") * count for a in (found, expected))
+    lossy = _typical_gain(evidence, spacing_zyx_mm, tile_mm) < _WHOLE_GAIN
+    share = 1 / 3 if coarse or lossy else 1 / 2
+    for window_mm in _LOSSY_WINDOWS_MM if lossy else _COARSE_WINDOWS_MM if coarse else _WINDOWS_MM:
+        f, e = _windows((found, expected), window_mm, (spacing_zyx_mm[0], *tile_mm))
         sigma = np.sqrt(np.maximum(e, 1e-9))
         enough = sigma >= FALSE_SIGMA + MISS_SIGMA
-        hit = enough & (f / sigma < np.minimum(sigma - FALSE_SIGMA, sigma / (3 if lossy else 2)))
+        hit = enough & (f / sigma < np.minimum(sigma - FALSE_SIGMA, sigma * share))
         if hit.any():
             flagged |= hit & (evidence.expected > 0)  # more than half of the window around these tiles lacks it
     return flagged
+
+
+def _windows(
+    arrays: tuple[NDArray[np.float32], NDArray[np.float32]], window_mm: float, tile_mm: FloatTriple
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Sums over the window around each tile."""
+    size = tuple(max(1, round(window_mm / mm)) for mm in tile_mm)
+    count = int(np.prod(size))
+    one, other = (ndimage.uniform_filter(a, size, mode="constant") * count for a in arrays)
+    return one, other
+
+
+def _typical_gain(evidence: Evidence, spacing_zyx_mm: FloatTriple, tile_mm: tuple[float, float]) -> float:
+    """The median over large windows: what lossy coding lowers, and forged places do not."""
+    f, e = _windows((evidence.found, evidence.expected), _LOSSY_WINDOWS_MM[0], (spacing_zyx_mm[0], *tile_mm))
+    enough = e >= (FALSE_SIGMA + MISS_SIGMA) ** 2
+    return float(np.median(f[enough] / e[enough])) if enough.any() else evidence.gain

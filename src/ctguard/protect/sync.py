@@ -33,7 +33,7 @@ from ctguard.protect.lattice import Lattice, find_lattice
 from ctguard.protect.pattern import NONCE_BITS, SLICE_BITS, PatternKey, SliceFrame, message_of
 from ctguard.protect.strength import strength_of
 from ctguard.protect.tiles import FLOOR_HU, Pair, Tiling, cell_means, codes_of, eligible, tiling_for
-from ctguard.protect.verdict import SealVerdict, regions_of
+from ctguard.protect.verdict import SealState, SealVerdict, regions_of
 from ctguard.protect.whiten import Whitener
 
 _BITS = NONCE_BITS + SLICE_BITS
@@ -41,9 +41,11 @@ _FOUND_SIGMAS = 8.0
 _BIT_SIGMAS = 2.0
 _PROBES = 3
 _PROBE_TILES = 160
+_MORE_PROBES, _MORE_TILES, _TRIED_AGAIN = 12, 640, 8
 _PLACES = 64
 _PLACE_SIGMAS = 6.5
-_OWN_SIGMAS = 6.0
+_JUMP_SIGMAS = 6.0
+_GONE_GAIN = 0.2
 _SHARE, _MOST_HU = 0.19, 3.0
 _FLIPS = ((False, False), (False, True), (True, False), (True, True))
 
@@ -71,7 +73,7 @@ class _Beacons:
 
 
 def verify_blind(volume: Volume, key: SealKey) -> SealVerdict:
-    """`never-sealed`, or what the pattern alone says: intact, broken or geometry-changed. The nonce is recovered.
+    """`never-sealed`, or what the pattern alone says: intact, broken, resampled or geometry-changed, and the nonce.
 
     A scan of few slices or of much noise may hold too little of the pattern: that too reads `never-sealed`, with a
     note where beacons were seen but no message could be read.
@@ -101,9 +103,9 @@ def verify_blind(volume: Volume, key: SealKey) -> SealVerdict:
     return _judged(volume, placement, secret, nonce, whiten)
 
 
-def _probes(volume: Volume) -> list[int]:
+def _probes(volume: Volume, count: int = _PROBES) -> list[int]:
     share = np.array([((p[::4, ::4] > -950) & (p[::4, ::4] < 200)).mean() for p in volume.hu])
-    parts = np.array_split(np.arange(len(volume.hu)), min(_PROBES, len(volume.hu)))
+    parts = np.array_split(np.arange(len(volume.hu)), min(count, len(volume.hu)))
     return [int(part[share[part].argmax()]) for part in parts]
 
 
@@ -141,41 +143,61 @@ def _beacons(
 def _grid(
     volume: Volume, secret: PatternKey, probes: list[int], whiten: Whitener
 ) -> tuple[tuple[bool, bool], Pair] | None:
-    """Orientation and start of the tile grid; None where no beacons are seen."""
-    errors = {i: whiten(volume.hu[i]) for i in probes}
+    """Orientation and start of the tile grid; None where no beacons are seen.
+
+    All are tried on a few tiles; where none stands out, as in scans of little noise, the best are tried on many.
+    """
     ty, tx = secret.tiling.tile_yx
-    starts = list(product(range(ty), range(tx)))
-    best: tuple[float, tuple[bool, bool], Pair] | None = None
-    for flip in _FLIPS:
-        step = (-1 if flip[0] else 1, -1 if flip[1] else 1)
-        for start in starts:
-            surplus = 0.0
-            for i in probes:
-                plane, error = (a[:: step[0], :: step[1]] for a in (volume.hu[i], errors[i]))
-                surplus += _beacons(secret, plane, error, start, _PROBE_TILES).surplus
-            surplus /= np.sqrt(len(probes))
-            if best is None or surplus > best[0]:
-                best = (surplus, flip, start)
-            if surplus > 2 * _FOUND_SIGMAS:
-                return flip, start
-    return None if best is None or best[0] < _FOUND_SIGMAS else best[1:]
+    errors = {i: whiten(volume.hu[i]) for i in probes}
+    tried: list[tuple[float, tuple[bool, bool], Pair]] = []
+    for flip, start in product(_FLIPS, product(range(ty), range(tx))):
+        tried.append((_surplus(volume, secret, errors, (flip, start), _PROBE_TILES), flip, start))
+        if tried[-1][0] > 2 * _FOUND_SIGMAS:
+            return flip, start
+    best = max(tried)
+    if best[0] < _FOUND_SIGMAS:
+        errors = {i: whiten(volume.hu[i]) for i in _probes(volume, _MORE_PROBES)}
+        again = sorted(tried, reverse=True)[:_TRIED_AGAIN]
+        best = max((_surplus(volume, secret, errors, one[1:], _MORE_TILES), *one[1:]) for one in again)
+    return None if best[0] < _FOUND_SIGMAS else best[1:]
+
+
+def _surplus(
+    volume: Volume,
+    secret: PatternKey,
+    errors: dict[int, NDArray[np.float32]],
+    grid: tuple[tuple[bool, bool], Pair],
+    most: int,
+) -> float:
+    """How far the beacons of some slices (their whitened voxels by number) lie above chance on a grid, in sigmas."""
+    (flip_y, flip_x), start = grid
+    turn = (slice(None, None, -1 if flip_y else 1), slice(None, None, -1 if flip_x else 1))
+    found = [_beacons(secret, volume.hu[i][turn], error[turn], start, most).surplus for i, error in errors.items()]
+    return sum(found) / float(np.sqrt(len(found)))
 
 
 def _numbers(beacons: list[_Beacons]) -> list[int | None]:
-    """Slice numbers: one run up or down that fits all best, and for slices that clearly say otherwise, their own."""
+    """Slice numbers: the best path that runs up or down by one, with a price for every jump (Viterbi)."""
     messages = np.stack([message_of(bytes(8), z)[NONCE_BITS:] for z in range(1 << SLICE_BITS)]).astype(np.float64)
     score = np.stack([messages @ b.bits[NONCE_BITS:] for b in beacons]) / np.sqrt(SLICE_BITS)
-    count = len(beacons)
-    index = np.arange(count)
-    runs = []
-    for step in (1, -1):
-        for first in range(0 if step == 1 else count - 1, score.shape[1] - (count - 1 if step == 1 else 0)):
-            numbers = first + step * index
-            runs.append((float(score[index, numbers].sum()), numbers))
-    _, numbers = max(runs, key=lambda run: run[0])
-    own = score.argmax(axis=1)
-    clear = score[index, own] - score[index, numbers] > _OWN_SIGMAS
-    return [int(o) if c else int(n) for o, c, n in zip(own, clear, numbers, strict=True)]
+    _, numbers = max((_path(score, step) for step in (1, -1)), key=lambda path: path[0])
+    return [*numbers]
+
+
+def _path(score: NDArray[np.float64], step: int) -> tuple[float, list[int]]:
+    """The best numbers for scores (slices, numbers) in sigmas, and what they add up to."""
+    total, came = score[0], []
+    for row in score[1:]:
+        on = np.full(total.shape, -np.inf)
+        there, here = (slice(1, None), slice(None, -1)) if step == 1 else (slice(None, -1), slice(1, None))
+        on[there] = total[here]
+        jump = float(total.max()) - _JUMP_SIGMAS
+        came.append(np.where(on >= jump, np.arange(len(total)) - step, int(total.argmax())))
+        total = row + np.maximum(on, jump)
+    numbers = [int(total.argmax())]
+    for back in reversed(came):
+        numbers.append(int(back[numbers[-1]]))
+    return float(total.max()), numbers[::-1]
 
 
 def _shift(
@@ -249,8 +271,9 @@ def _judged(volume: Volume, placement: Placement, secret: PatternKey, nonce: byt
         "shift_yx": [*placement.shift_yx],
         "slices": [*placement.slices],
     }
+    state: SealState = "broken" if regions else "geometry-changed" if moved else "intact"
     return SealVerdict(
-        "broken" if regions else "geometry-changed" if moved else "intact",
+        "resampled" if evidence.gain < _GONE_GAIN else state,
         secret.key.key_id,
         map_,
         grid,

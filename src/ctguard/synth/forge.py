@@ -91,7 +91,7 @@ def tamper_scan(
     if plan.generator == TWIN:
         box, hu = paste_twin(volume, plan)
     else:
-        generator = _generator(volume, plan, weights)
+        generator = plan_generator(volume, plan, weights)
         clock.lap("model")
         with _timed(generator) as network:
             box, hu = apply_plan(volume.hu, volume.geometry, plan, generator)
@@ -147,7 +147,8 @@ def _draw_donor(volume: Volume, plan: Plan) -> FloatTriple:
     raise GeometryError("no other place in lung to copy tissue from", remedy="choose another scan or generator")
 
 
-def _generator(volume: Volume, plan: Plan, weights: Path | None) -> Generator:
+def plan_generator(volume: Volume, plan: Plan, weights: Path | None = None) -> Generator:
+    """The generator of a plan: copy-move with its donor cut from `volume`, or a network with its weights."""
     if plan.donor_zyx is not None:
         from ctguard.tamper.controls import CopyMove
 
