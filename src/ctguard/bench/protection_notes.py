@@ -66,6 +66,8 @@ def notes_of(results: Results, split: str) -> list[str]:
     for setup in experiment.setups:
         if setup.card is not None:
             lines.append(f"{setup.label}: seed {setup.card.seed}, learned from: {setup.card.data}.")
+    if any("seal" in setup.protector for setup in experiment.setups):
+        lines.append("What `verify` finds of a seal and what it misses has its own tables: `ctguard bench seal`.")
     lines += [f"{setup.label}: {setup.missing}." for setup in experiment.setups if setup.missing]
     lines += [f"The forger {one.label} has no weights." for one in experiment.forgers if not one.known]
     return lines

@@ -33,6 +33,7 @@ _RESAMPLED_SHARE = 0.11
 _RESAMPLED_HU = 4.0
 _TISSUE_HU = -950.0
 _LOSSY_HU = 1.0
+_LEAST_LOSS, _MOST_LOSS = 2.0, 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +80,8 @@ def compare(volume: Volume, placement: Placement, seal: Seal, key: SealKey) -> C
         off[z] = np.where(np.abs(here) > np.abs(off[z]), here, off[z])
         shown[z] = True if covered.all() else tile_sums(covered.astype(np.float32), tiling) == counts
     tissue = shown & (content[..., 0] > _TISSUE_HU)
-    # the numbers of a tile that the border cuts off are less certain
-    off *= np.sqrt(counts / counts.max())[..., None]
+    # the numbers of a tile that the border cuts off are less certain: what coding does to it is all of a piece
+    off *= (counts / counts.max())[..., None]
     return _judged(off, content, shown, tissue, header.geometry.spacing_zyx_mm)
 
 
@@ -106,15 +107,16 @@ def _judged(off: Any, content: Any, shown: Any, tissue: Any, spacing_zyx_mm: Flo
 
 
 def _slice_loss(off: Any, at: Any, spread: list[float]) -> NDArray[np.float64]:
-    """How much more than the scan as a whole each slice lost to coding, (z, 1, 1), 1 to 2.
+    """How much more than the scan as a whole each slice lost to coding, (z, 1, 1), 1 to 4; to 2 where there was none.
 
-    Codecs share out their bits slice by slice. A slice that is off by more than twice was not coded but changed.
+    Codecs share out their bits slice by slice. A slice that is off by more was not coded but changed.
     """
+    most = _MOST_LOSS if max(spread[1:]) > _LOSSY_HU else _LEAST_LOSS
     loss = np.ones((len(off), 1, 1))
     for z, tiles in enumerate(at):
         if tiles.sum() >= 16:
             own = [float(np.median(np.abs(off[z][tiles][:, k]))) / 0.6745 / max(spread[k], 1e-6) for k in range(3)]
-            loss[z] = np.clip(max(own), 1, 2)
+            loss[z] = np.clip(max(own), 1, most)
     return loss
 
 

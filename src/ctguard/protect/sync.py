@@ -41,7 +41,7 @@ _FOUND_SIGMAS = 8.0
 _BIT_SIGMAS = 2.0
 _PROBES = 3
 _PROBE_TILES = 160
-_MORE_PROBES, _MORE_TILES, _TRIED_AGAIN = 12, 640, 8
+_MORE_PROBES, _MORE_TILES, _TRIED_AGAIN = 48, 640, 8
 _PLACES = 64
 _PLACE_SIGMAS = 6.5
 _JUMP_SIGMAS = 6.0
@@ -145,7 +145,8 @@ def _grid(
 ) -> tuple[tuple[bool, bool], Pair] | None:
     """Orientation and start of the tile grid; None where no beacons are seen.
 
-    All are tried on a few tiles; where none stands out, as in scans of little noise, the best are tried on many.
+    All are tried on a few tiles; where none stands out, because the pattern is weak or the noise strong, the best and
+    the place where nothing was moved are tried on many.
     """
     ty, tx = secret.tiling.tile_yx
     errors = {i: whiten(volume.hu[i]) for i in probes}
@@ -157,7 +158,7 @@ def _grid(
     best = max(tried)
     if best[0] < _FOUND_SIGMAS:
         errors = {i: whiten(volume.hu[i]) for i in _probes(volume, _MORE_PROBES)}
-        again = sorted(tried, reverse=True)[:_TRIED_AGAIN]
+        again = [tried[0], *sorted(tried[1:], reverse=True)[:_TRIED_AGAIN]]
         best = max((_surplus(volume, secret, errors, one[1:], _MORE_TILES), *one[1:]) for one in again)
     return None if best[0] < _FOUND_SIGMAS else best[1:]
 
