@@ -62,6 +62,17 @@ def test_jpeg2000_at_5_to_1_keeps_the_seal(sealing: tuple[Volume, Seal]) -> None
     assert (verdict.state, verdict.regions) == ("intact", ())
 
 
+def test_slices_of_much_more_noise_survive_jpeg2000_and_edits_in_them_are_found() -> None:
+    rng = np.random.default_rng(0)
+    noise = ndimage.gaussian_filter(rng.normal(size=(3, *SHAPE[1:])), (0, 0.5, 0.5))
+    hu = scan(5, SHAPE).hu.astype(np.float32)
+    hu[9:] += noise / noise.std() * 70  # as between the shoulders: a codec of fixed rate loses more of them
+    sealed, seal, _ = seal_volume(volume(np.clip(np.rint(hu), -1024, 3071).astype(np.int16)), KEY)
+    assert verify_volume(volume(_jpeg2000(sealed.hu, 5)), KEY, None, [seal]).state == "intact"
+    edited = nodule(sealed, (10, 100, 50), 700)
+    assert _at(verify_volume(volume(_jpeg2000(edited.hu, 5)), KEY, None, [seal]), (10, 100, 50))
+
+
 def test_a_copy_in_float_or_clipped_to_12_bits_keeps_the_seal(sealing: tuple[Volume, Seal]) -> None:
     sealed, seal = sealing
     for hu in (sealed.hu.astype(np.float32), np.clip(sealed.hu, -1024, 3071)):
