@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ctguard import io
-from ctguard.bench.flips import forged_table, is_flipped, pristine_table, quality_table, write_tables
+from ctguard.bench.flips import forged_table, is_flipped, pristine_table, quality_table, site_lines
 from ctguard.bench.malignancy import NoduleScores, Site, judge_scorer, measure_folder, youden
 from ctguard.bench.quality import (
     HU_EDGES,
@@ -26,6 +26,7 @@ from ctguard.bench.quality import (
     noise_spectrum,
     spectrum_distance_db,
 )
+from ctguard.bench.table import write_csv
 from ctguard.cad.network import NoisyOr3d
 from ctguard.core.errors import DataError
 from ctguard.core.geometry import FloatTriple, Geometry, as_float_triple, index_to_lps_mm
@@ -34,6 +35,7 @@ from ctguard.core.records import Case, Edit, Finding, Task
 from ctguard.core.volume import Volume
 from ctguard.io.cases import write_cases
 from ctguard.io.forgeries import Forgery, write_forgery, write_manifest
+from ctguard.report.bench_page import write_bench
 from ctguard.report.malignancy import histograms_figure
 from ctguard.train.checkpoint import Card, save_checkpoint
 from tests.detect.scans import thorax
@@ -180,12 +182,12 @@ def test_tables_and_rows_are_written_whole(tmp_path: Path) -> None:
     rows = [site(k, "pristine", "", 0.2 + 0.6 * (k % 2), malignant=bool(k % 2)) for k in range(6)]
     rows += [site(k, "pix2pix", "inject", 0.9) for k in range(3)]
     tables = [pristine_table(rows, "run", CARD), forged_table(rows, "run", CARD), quality_table(rows, "run")]
-    paths = write_tables(tables, rows, ["a note"], tmp_path)
-    stored = list(csv.DictReader(paths[0].open()))
+    stored = list(csv.DictReader(write_csv(site_lines(rows), tmp_path / "rows.csv").open()))
     assert len(stored) == 9 and stored[0]["malignant"] == "0" and stored[-1]["score_before"] == "0.100000"
-    read = json.loads(paths[1].read_text())
+    paths = write_bench(tmp_path, "malignancy", "Malignancy check", tables, ["a note"], {})
+    read = json.loads(paths[0].read_text())
     assert read["tables"][0]["rows"][0]["auc"]["value"] == 1.0 and read["notes"] == ["a note"]
-    assert "| pix2pix | 3 |" in paths[2].read_text() and "a note" in paths[2].read_text()
+    assert all("pix2pix" in path.read_text() and "a note" in path.read_text() for path in paths[1:])
     png = histograms_figure(rows, 0.5)
     assert png.startswith(b"\x89PNG") and png == histograms_figure(rows, 0.5)
 

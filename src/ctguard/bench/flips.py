@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +12,6 @@ from ctguard.bench.kept import NAN
 from ctguard.bench.malignancy import PRISTINE, SIZE_BAND_MM, NoduleScores, Site
 from ctguard.bench.metrics import Interval, bootstrap
 from ctguard.bench.quality import Floats, histogram_distance_hu
-from ctguard.bench.table import markdown
 from ctguard.core.records import Table
 from ctguard.train.checkpoint import Card
 
@@ -194,26 +189,9 @@ def _counts(rows: Sequence[Site]) -> dict[str, int]:
     }
 
 
-def write_tables(tables: Sequence[Table], rows: Sequence[Site], notes: Sequence[str], folder: Path) -> list[Path]:
-    """malignancy.csv (a row per site), malignancy.json and malignancy.md (the tables); their paths."""
-    paths = [folder / f"malignancy.{ending}" for ending in ("csv", "json", "md")]
-    with paths[0].open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, CSV_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(_csv_row(row) for row in rows)
-    plain = [{**asdict(table), "rows": [_plain_row(row) for row in table.rows]} for table in tables]
-    paths[1].write_text(json.dumps({"tables": plain, "notes": list(notes)}, indent=1) + "\n", encoding="utf-8")
-    blocks = ["# Malignancy check", *(markdown(table) for table in tables), *notes]
-    paths[2].write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
-    return paths
-
-
-def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: _finite(asdict(value)) if isinstance(value, Interval) else value for key, value in row.items()}
-
-
-def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    return {key: value if np.isfinite(value) else None for key, value in values.items()}
+def site_lines(rows: Sequence[Site]) -> list[dict[str, Any]]:
+    """A line of CSV for each site, in CSV_COLUMNS."""
+    return [{name: cells.get(name, "") for name in CSV_COLUMNS} for cells in map(_csv_row, rows)]
 
 
 def _csv_row(row: Site) -> dict[str, Any]:

@@ -27,11 +27,10 @@ SHARES = (25, 50, 100)
 Values = dict[str, float]
 
 
-def rmse(a: NDArray[Any], b: NDArray[Any], mask: Mask) -> float:
-    """Root mean square of the difference of two blocks within a mask, HU; NaN where the mask is empty."""
-    if not mask.any():
-        return float("nan")
-    return float(np.sqrt(np.mean((a[mask].astype(np.float64) - b[mask]) ** 2)))
+def rmse(a: NDArray[Any], b: NDArray[Any], mask: Mask | None = None) -> float:
+    """Root mean square of the difference of two blocks, of all or within a mask, HU; NaN where the mask is empty."""
+    squares = (a.astype(np.float64) - b) ** 2 if mask is None else (a[mask].astype(np.float64) - b[mask]) ** 2
+    return float(np.sqrt(squares.mean())) if squares.size else float("nan")
 
 
 def damages(made: Forged, original: Forged, name: str = "damage") -> Values:

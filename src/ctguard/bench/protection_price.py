@@ -43,10 +43,10 @@ def price_values(scene: Scene, p: Volume) -> Values:
     before, after = scene.volume.hu[block].astype(np.float32), p.hu[block].astype(np.float32)
     d = after - before
     body = scene.body[block]
-    ratio = local_sd(d, scene) / np.maximum(local_sd_map(before, scene.volume.geometry.spacing_zyx_mm), _LEAST_SD_HU)
+    ratio = noise_share(d, before, scene.volume.geometry.spacing_zyx_mm)
     whole = p.hu.astype(np.int32) - scene.volume.hu
     out = {"max": float(np.abs(whole).max()), "sd": float(d[body].std()), "sd in cubes": float(d[scene.cubes()].std())}
-    for name, mask in tissues(scene).items():
+    for name, mask in tissues(scene.volume.hu[block], body, scene.lung[block]).items():
         known = bool(mask.any())
         out[f"sd {name}"] = float(d[mask].std()) if known else float("nan")
         out[f"noise share {name}"] = float(np.percentile(ratio[mask], PERCENTILE)) if known else float("nan")
@@ -60,21 +60,25 @@ def price_values(scene: Scene, p: Volume) -> Values:
     return out
 
 
-def tissues(scene: Scene) -> dict[str, Mask]:
-    """Masks of the block: aerated parenchyma, soft tissue (0..150 HU), and all else of the body."""
-    block = scene.box.slices()
-    hu, body = scene.volume.hu[block], scene.body[block]
-    lung = scene.lung[block] & (hu > _LUNG_HU[0]) & (hu < _LUNG_HU[1])
-    soft = body & ~scene.lung[block] & (hu > _SOFT_HU[0]) & (hu < _SOFT_HU[1])
-    return {"lung": lung, SOFT: soft, "other": body & ~lung & ~soft}
+def tissues(hu: NDArray[np.int16], body: Mask, lung: Mask) -> dict[str, Mask]:
+    """Masks of a block: aerated parenchyma, soft tissue (0..150 HU), and all else of the body."""
+    aerated = lung & (hu > _LUNG_HU[0]) & (hu < _LUNG_HU[1])
+    soft = body & ~lung & (hu > _SOFT_HU[0]) & (hu < _SOFT_HU[1])
+    return {"lung": aerated, SOFT: soft, "other": body & ~aerated & ~soft}
 
 
-def local_sd(d: NDArray[np.float32], scene: Scene) -> NDArray[np.float32]:
-    """SD of what was added, in a square of 10 mm in its slice, as local noise is measured; without any median."""
-    size = (1, *(max(3, round(_WINDOW_MM / mm)) for mm in scene.volume.geometry.spacing_zyx_mm[1:]))
+def noise_share(
+    d: NDArray[np.float32], before: NDArray[np.float32], spacing_zyx_mm: FloatTriple
+) -> NDArray[np.float32]:
+    """SD of what was added over the local noise of the block that it was added to, in squares of 10 mm in the slice.
+
+    The SD of d is taken as local noise is, without any median; noise below 1 HU counts as 1 HU.
+    """
+    size = (1, *(max(3, round(_WINDOW_MM / mm)) for mm in spacing_zyx_mm[1:]))
     mean = ndimage.uniform_filter(d, size)
     square = ndimage.uniform_filter(d * d, size)
-    return np.asarray(np.sqrt(np.maximum(square - mean * mean, 0)), dtype=np.float32)
+    sd = np.sqrt(np.maximum(square - mean * mean, 0))
+    return np.asarray(sd / np.maximum(local_sd_map(before, spacing_zyx_mm), _LEAST_SD_HU), dtype=np.float32)
 
 
 Spectrum = tuple[NDArray[np.float64], NDArray[np.float64]]

@@ -9,6 +9,13 @@ import typer
 
 from ctguard.cli.common import AsJson, Device, Jobs, Quiet, Seed, command_line, names_of, show, torch_device, verb
 
+Split = Annotated[Literal["train", "valid", "test"], typer.Option(help="Which patients.")]
+Index = Annotated[Path, typer.Option(help="An index of scans: phantoms, or scans that are de-identified.")]
+Generators = Annotated[
+    str, typer.Option(help="Forgers, with commas between them: NAME, or LABEL=NAME:FOLDER for other weights.")
+]
+Scans = Annotated[int, typer.Option(min=1, help="The first so many of the split.")]
+
 bench = typer.Typer(
     name="bench", help="Tables: what forgeries do, and what finds them.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -19,7 +26,7 @@ bench = typer.Typer(
 def malignancy(
     data: Annotated[Path, typer.Option(help="A folder of forgeries: `ctguard synth --format plan`.")],
     out: Annotated[Path, typer.Option(help="Folder for the tables and the figure; finished scans in it are kept.")],
-    split: Annotated[Literal["train", "valid", "test"], typer.Option(help="Which patients.")] = "test",
+    split: Split = "test",
     weights: Annotated[
         Path | None, typer.Option(help="Your own scorer, a .safetensors with its card beside it.")
     ] = None,
@@ -28,34 +35,10 @@ def malignancy(
     quiet: Quiet = False,
 ) -> None:
     """What a malignancy scorer says of forged nodules, and how good forged tissue looks."""
-    import json
+    from ctguard.report.malignancy_bench import bench_malignancy
 
-    from ctguard.bench.flips import forged_table, pristine_table, quality_table, write_tables
-    from ctguard.bench.malignancy import measure_folder
-    from ctguard.bench.table import markdown
-    from ctguard.io.forgeries import MANIFEST
-    from ctguard.io.manifest import RunManifest
-    from ctguard.report.malignancy import histograms_figure
-
-    rows, card = measure_folder(data, out / "scans", split=split, weights=weights, jobs=jobs)
-    with RunManifest(out, command_line.get()) as run:
-        run.add_input(data / MANIFEST)
-        tables = [
-            pristine_table(rows, run.run_id, card),
-            forged_table(rows, run.run_id, card),
-            quality_table(rows, run.run_id),
-        ]
-        notes = [
-            f"Threshold {card.threshold:.4f}: {card.threshold_note}. It was found before anything was forged.",
-            card.notes,
-            f"Split {split}. The scorer learned from: {card.data}.",
-        ]
-        made = write_tables(tables, rows, notes, out)
-        figure = out / "malignancy.png"
-        figure.write_bytes(histograms_figure(rows, card.threshold or 0.0))
-        for path in (*made, figure):
-            run.add_output(path)
-    show(json.loads(made[1].read_text(encoding="utf-8")), "\n\n".join(map(markdown, tables)), as_json)
+    run = bench_malignancy(data, out, split=split, weights=weights, command=command_line.get(), jobs=jobs)
+    show(*run, as_json)
 
 
 @bench.command(no_args_is_help=True)
@@ -74,7 +57,7 @@ def detection(
     panel_scans: Annotated[
         int | None, typer.Option(min=1, help="Scans of the panels.  [default: 30; volumetric: 100]")
     ] = None,
-    split: Annotated[Literal["train", "valid", "test"], typer.Option(help="Which patients.")] = "test",
+    split: Split = "test",
     patients: Annotated[int | None, typer.Option(min=1, help="Only the first so many of a split.")] = None,
     measure_threshold: Annotated[
         bool, typer.Option("--measure-threshold", help="From the valid split, whatever the cards say.")
@@ -98,7 +81,7 @@ def detection(
 @bench.command(no_args_is_help=True)
 @verb
 def protection(
-    data: Annotated[Path, typer.Option(help="An index of scans: phantoms, or scans that are de-identified.")],
+    data: Index,
     out: Annotated[Path, typer.Option(help="Folder for tables and figures; finished scans in it are kept.")],
     protectors: Annotated[
         str, typer.Option(help="Rows, with commas between them: NAME, or NAME:steps=50:budget=3.")
@@ -106,15 +89,13 @@ def protection(
     weights: Annotated[
         list[str] | None, typer.Option(help="NAME=FILE: a protector's weights, their card beside them; each is a row.")
     ] = None,
-    generators: Annotated[
-        str, typer.Option(help="Forgers, with commas between them: NAME, or LABEL=NAME:FOLDER for other weights.")
-    ] = "pix2pix,cyclegan,diffusion",
+    generators: Generators = "pix2pix,cyclegan,diffusion",
     detectors: Annotated[
         str, typer.Option(help="Names, with commas between them, or none.  [default: all of `ctguard models`]")
     ] = "",
     scorer: Annotated[Path | None, typer.Option(help="Weights of the malignancy scorer, not the shipped ones.")] = None,
-    split: Annotated[Literal["train", "valid", "test"], typer.Option(help="Which patients.")] = "test",
-    scans: Annotated[int, typer.Option(min=1, help="The first so many of the split.")] = 5,
+    split: Split = "test",
+    scans: Scans = 5,
     sites: Annotated[int, typer.Option(min=1, help="Places in lung, per scan.")] = 8,
     block_mm: Annotated[float, typer.Option("--block-mm", help="Side of the block that holds them.")] = 80.0,
     budget_hu: Annotated[float, typer.Option("--budget-hu", min=1.0, help="No voxel changes by more.")] = 5.0,
@@ -168,7 +149,7 @@ def protection(
 @bench.command(no_args_is_help=True)
 @verb
 def seal(
-    data: Annotated[Path, typer.Option(help="An index of scans: phantoms, or scans that are de-identified.")],
+    data: Index,
     out: Annotated[Path, typer.Option(help="Folder for tables and the figure; finished scans in it are kept.")],
     tables: Annotated[
         str,
@@ -177,11 +158,9 @@ def seal(
             "price.  [default: all]"
         ),
     ] = "",
-    generators: Annotated[
-        str, typer.Option(help="Forgers, with commas between them: NAME, or LABEL=NAME:FOLDER for other weights.")
-    ] = "pix2pix,cyclegan,diffusion,identity",
-    split: Annotated[Literal["train", "valid", "test"], typer.Option(help="Which patients.")] = "test",
-    scans: Annotated[int, typer.Option(min=1, help="The first so many of the split.")] = 5,
+    generators: Generators = "pix2pix,cyclegan,diffusion,identity",
+    split: Split = "test",
+    scans: Scans = 5,
     sites: Annotated[int, typer.Option(min=1, help="Places in lung, per scan and size, at most.")] = 20,
     keys: Annotated[int, typer.Option(min=1, help="Other keys that each scan is sealed with: the null.")] = 100,
     max_hu: Annotated[float, typer.Option("--max-hu", help="No voxel changes by more.")] = 3.0,

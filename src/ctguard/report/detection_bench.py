@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from ctguard.bench.notes import PANEL_NOTE, SLICES_NOTE, notes_of
 from ctguard.bench.panels import measure_panels, panel_tables
 from ctguard.bench.paper_protocol import matrix_rows, matrix_tables, paper_table
 from ctguard.bench.paper_tables import GENERATORS
-from ctguard.bench.table import as_texts, markdown, write_csv, write_tables
+from ctguard.bench.table import write_csv
 from ctguard.core.errors import DataError, RecipeError
 from ctguard.core.geometry import FloatTriple
 from ctguard.core.records import Case, Split, Table
@@ -28,10 +27,12 @@ from ctguard.core.volume import Volume
 from ctguard.io.cases import read_case
 from ctguard.io.forgeries import MANIFEST, Forgery
 from ctguard.io.manifest import RunManifest
+from ctguard.report.bench_page import as_shown, write_bench
 from ctguard.report.detection import calibration_figure, maps_figure, roc_figure
-from ctguard.report.html import Paragraph, Picture, Section, write_report
+from ctguard.report.html import Picture
 
 STEM = "detection"
+TITLE = "Detection and localisation of forged CT"
 EXAMPLES = 6
 """Rows of the figure of maps, at most."""
 
@@ -89,12 +90,10 @@ def bench_detection(
             lines = [{"model": name, **vars(probe)} for name, some in probes.items() for probe in some]
             made.append(write_csv(lines, out / "panels.csv"))
         figures = _figures(models, rows, index, items, how)
-        made += [*write_tables(tables, notes, out, STEM), *_write_figures(figures, out)]
-        made.append(_page(tables, notes, figures, out))
+        made += write_bench(out, STEM, TITLE, tables, notes, figures)
         for path in made:
             run.add_output(path)
-    record = json.loads((out / f"{STEM}.json").read_text(encoding="utf-8"))
-    return record, "\n\n".join([*map(markdown, tables), *notes])
+    return as_shown(out, STEM, tables, notes)
 
 
 def bench_slices(
@@ -118,12 +117,10 @@ def bench_slices(
         tables = [slices_table(models, rows, run.run_id)]
         notes = [SLICES_NOTE, *(f"{model.label} learned from: {model.card.data}." for model in models if model.card)]
         made = [write_csv([row.to_json() for row in rows], out / "slices.csv")]
-        made += write_tables(tables, notes, out, "slices")
-        made.append(_page(tables, notes, {}, out, "slices"))
+        made += write_bench(out, "slices", TITLE, tables, notes, {})
         for path in made:
             run.add_output(path)
-    record = json.loads((out / "slices.json").read_text(encoding="utf-8"))
-    return record, "\n\n".join([*map(markdown, tables), *notes])
+    return as_shown(out, "slices", tables, notes)
 
 
 Rows = dict[str, list[Scored]]
@@ -159,8 +156,8 @@ def _lines(models: Sequence[Model], rows: Rows) -> list[dict[str, Any]]:
 
 def _figures(
     models: Sequence[Model], rows: Mapping[str, Sequence[Scored]], index: Path, items: Items, how: Measuring
-) -> dict[str, tuple[bytes, str]]:
-    """File stem to PNG and caption."""
+) -> dict[str, Picture]:
+    """By file stem."""
     trained = [model for model in models if model.card is not None]
     found = {model.label: rows[model.name] for model in trained}
     if not found:
@@ -173,13 +170,19 @@ def _figures(
         shown.append((words, scan.volume, scan.forged(forgery), edit.center_zyx))
     maps = {model.label: _maps(model, shown, how.device) for model in trained}
     return {
-        "roc": (roc_figure(found), "Whole scans, forged by any generator against pristine. Dashed: 1 % false alarms."),
-        "calibration": (
+        "roc": Picture(
+            roc_figure(found),
+            "ROC curves",
+            "Whole scans, forged by any generator against pristine. Dashed: 1 % false alarms.",
+        ),
+        "calibration": Picture(
             calibration_figure(found),
+            "Calibration",
             "A score is a maximum over slices, so it need not be a probability: on the dotted line it is one.",
         ),
-        "maps": (
+        "maps": Picture(
             maps_figure(shown, maps),
+            "Maps",
             "The first forgery of each generator and task in the split, 80 mm around the site, axial. Cyan: 0.5.",
         ),
     }
@@ -205,25 +208,3 @@ def _maps(
     if not judge.detector.localises:
         return [None] * len(examples)
     return [judge.look(forged).map for _, _, forged, _ in examples]
-
-
-def _write_figures(figures: Mapping[str, tuple[bytes, str]], out: Path) -> list[Path]:
-    paths = []
-    for stem, (png, _) in figures.items():
-        paths.append(out / f"{stem}.png")
-        paths[-1].write_bytes(png)
-    return paths
-
-
-def _page(
-    tables: Sequence[Table],
-    notes: Sequence[str],
-    figures: Mapping[str, tuple[bytes, str]],
-    out: Path,
-    stem: str = STEM,
-) -> Path:
-    sections = [Section(table.title, (as_texts(table),)) for table in tables]
-    titles = {"roc": "ROC curves", "calibration": "Calibration", "maps": "Maps"}
-    sections += [Section(titles[stem], (Picture(png, titles[stem], words),)) for stem, (png, words) in figures.items()]
-    sections.append(Section("Notes", [Paragraph(note, "note") for note in notes]))
-    return write_report(out, "Detection and localisation of forged CT", sections, f"{stem}.html")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from numpy.typing import NDArray
 from ctguard.bench.general.matrix import Matrix, Scale, measure_matrix
 from ctguard.bench.general.pictures import FAMILIES, GENERAL, Family, as_unit
 from ctguard.bench.general.tables import ACCURACY, PUBLISHED, matrix_rows, matrix_tables
-from ctguard.bench.table import as_texts, markdown, write_csv, write_tables
+from ctguard.bench.table import write_csv
 from ctguard.io.forgeries import MANIFEST
 from ctguard.io.manifest import RunManifest
-from ctguard.report.html import Paragraph, Picture, Section, write_report
+from ctguard.report.bench_page import as_shown, write_bench
+from ctguard.report.html import Picture
 from ctguard.report.style import INK, MUTED, add_stamp, as_png, clear_axes, new_figure
 
 STEM = "general"
@@ -48,22 +48,14 @@ def bench_general(
         run.add_input(data / MANIFEST)
         matrix = measure_matrix(data, images, scale, out, seed=seed, device=device)
         tables, notes = matrix_tables(matrix, run.run_id), [*matrix.notes, *_missing(matrix)]
-        figures = {"matrix": matrix_figure(matrix), "examples": examples_figure(matrix)}
-        made = [write_csv(matrix_rows(matrix), out / f"{STEM}.csv"), *write_tables(tables, notes, out, STEM)]
-        for name, png in figures.items():
-            made.append(out / f"{name}.png")
-            made[-1].write_bytes(png)
-        sections = [Section("What was compared", [Paragraph(note, "note") for note in notes])]
-        sections += [Section(table.title, (as_texts(table),)) for table in tables]
-        sections += [
-            Section(title, (Picture(figures[name], title, _CAPTIONS[name]),))
-            for name, title in (("matrix", "Both matrices"), ("examples", "Examples"))
-        ]
-        made.append(write_report(out, TITLE, sections, f"{STEM}.html"))
-        for path in made:
+        figures = {
+            "matrix": Picture(matrix_figure(matrix), "Both matrices", _CAPTIONS["matrix"]),
+            "examples": Picture(examples_figure(matrix), "Examples", _CAPTIONS["examples"]),
+        }
+        csv = write_csv(matrix_rows(matrix), out / f"{STEM}.csv")
+        for path in (csv, *write_bench(out, STEM, TITLE, tables, notes, figures)):
             run.add_output(path)
-    record = json.loads((out / f"{STEM}.json").read_text(encoding="utf-8"))
-    return record, "\n\n".join([*map(markdown, tables), *notes])
+    return as_shown(out, STEM, tables, notes)
 
 
 def _missing(matrix: Matrix) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,15 @@ from ctguard.bench.protection_removal import removals
 from ctguard.bench.protection_scene import TASKS, find_forger
 from ctguard.bench.protection_setups import CONTROL, NONE, find_setups
 from ctguard.bench.protection_tables import MAKERS, Results
-from ctguard.bench.table import as_texts, markdown, write_csv, write_tables
+from ctguard.bench.table import write_csv
 from ctguard.core.errors import DataError, ModelError
 from ctguard.core.geometry import FloatTriple
-from ctguard.core.records import Split, Table
+from ctguard.core.records import Split
 from ctguard.core.volume import Volume
 from ctguard.io.cases import read_cases
 from ctguard.io.manifest import RunManifest
-from ctguard.report.html import Paragraph, Picture, Section, write_report
+from ctguard.report.bench_page import as_shown, write_bench
+from ctguard.report.html import Picture
 from ctguard.report.protection import (
     Bar,
     Example,
@@ -108,15 +108,11 @@ def bench_protection(
         tables = [*(table for table in made if table is not None), *paper_layout(results)]
         notes = notes_of(results, wanted.split)
         figures = make_figures(results, out / "scans", cases[0].scan_id)
-        paths = [write_csv([_line(row) for row in rows], out / f"{STEM}.csv"), *write_tables(tables, notes, out, STEM)]
-        for name, png in figures.items():
-            paths.append(out / f"{name}.png")
-            paths[-1].write_bytes(png)
-        paths.append(_page(tables, notes, figures, out))
-        for path in paths:
+        csv = write_csv([_line(row) for row in rows], out / f"{STEM}.csv")
+        shown = {name: Picture(png, *_CAPTIONS[name]) for name, png in figures.items()}
+        for path in (csv, *write_bench(out, STEM, TITLE, tables, notes, shown)):
             run.add_output(path)
-    record = json.loads((out / f"{STEM}.json").read_text(encoding="utf-8"))
-    return record, "\n\n".join([*map(markdown, tables), *notes])
+    return as_shown(out, STEM, tables, notes)
 
 
 def find_experiment(wanted: Wanted, device: str = "cpu") -> Experiment:
@@ -261,12 +257,3 @@ def _left(results: Results) -> dict[str, dict[str, tuple[float, float]]]:
             if kept is not None and times is not None:
                 left.setdefault(setup.label, {})[one.words] = (kept.value, times.value)
     return left
-
-
-def _page(tables: Sequence[Table], notes: Sequence[str], figures: Figures, out: Path) -> Path:
-    sections = [Section(table.title, (as_texts(table),)) for table in tables]
-    for name, png in figures.items():
-        title, words = _CAPTIONS[name]
-        sections.append(Section(title, (Picture(png, title, words),)))
-    sections.append(Section("Notes", [Paragraph(note, "note") for note in notes]))
-    return write_report(out, TITLE, sections, f"{STEM}.html")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,14 @@ from ctguard.bench.seal.measure import MAKERS, Measured, SealExperiment, measure
 from ctguard.bench.seal.scene import JUDGES
 from ctguard.bench.seal.tables import SealResults, seal_tables
 from ctguard.bench.seal.trials import MOVED_HU, SIZES_MM
-from ctguard.bench.table import as_texts, markdown, write_csv, write_tables
+from ctguard.bench.table import write_csv
 from ctguard.core.errors import DataError, RecipeError
-from ctguard.core.records import Split, Table
+from ctguard.core.records import Split
 from ctguard.io.cases import read_cases
 from ctguard.io.manifest import RunManifest
 from ctguard.protect.seal import SealSettings
-from ctguard.report.html import Paragraph, Picture, Section, write_report
+from ctguard.report.bench_page import as_shown, write_bench
+from ctguard.report.html import Picture
 from ctguard.report.style import BENIGN, INK, MALIGNANT, MUTED, as_png, new_figure
 
 STEM = "seal"
@@ -76,11 +76,13 @@ def bench_seal(
         hashes = {f"{forger.label} {task}": sha for forger in forgers for task, sha in forger.sha256 if sha != "none"}
         results = SealResults(measured, run.run_id, missing, hashes)
         made, notes = seal_tables(results), notes_of(wanted)
-        figures = {"sizes": sizes_figure(results)} if "size" in tables else {}
-        for path in _written(measured, made, notes, figures, out):
+        figures = {}
+        if "size" in tables:
+            figures["sizes"] = Picture(sizes_figure(results), "Smallest region", _CAPTION)
+        csv = write_csv(_lines(measured), out / f"{STEM}.csv")
+        for path in (csv, *write_bench(out, STEM, TITLE, made, notes, figures)):
             run.add_output(path)
-    record = json.loads((out / f"{STEM}.json").read_text(encoding="utf-8"))
-    return record, "\n\n".join([*map(markdown, made), *notes])
+    return as_shown(out, STEM, made, notes)
 
 
 def notes_of(wanted: Wanted) -> list[str]:
@@ -134,19 +136,11 @@ def _draw(axes: Any, known: Sequence[tuple[int, Interval]], colour: str, label: 
     axes.errorbar(x, y, (low, high), fmt="o-", color=colour, capsize=3, markersize=4, label=label)
 
 
-def _written(
-    measured: Sequence[Measured], tables: Sequence[Table], notes: Sequence[str], figures: dict[str, bytes], out: Path
-) -> list[Path]:
+def _lines(measured: Sequence[Measured]) -> list[dict[str, Any]]:
+    """One line of CSV per row."""
     lines = []
     for scan in measured:
         for row in scan.rows:
             head = {"patient": scan.patient, "scan": scan.scan_id, "table": row.table, "what": row.name}
             lines.append({**head, "judged": row.judge, **row.values})
-    paths = [write_csv(lines, out / f"{STEM}.csv"), *write_tables(tables, notes, out, STEM)]
-    sections = [Section(table.title, (as_texts(table),)) for table in tables]
-    for name, png in figures.items():
-        paths.append(out / f"{name}.png")
-        paths[-1].write_bytes(png)
-        sections.append(Section("Smallest region", (Picture(png, "Smallest region", _CAPTION),)))
-    sections.append(Section("Notes", [Paragraph(note, "note") for note in notes]))
-    return [*paths, write_report(out, TITLE, sections, f"{STEM}.html")]
+    return lines

@@ -45,12 +45,17 @@ def put(scene: SealScene, boxes: Sequence[Box], content: Content) -> NDArray[np.
     return hu
 
 
+def from_elsewhere(hu: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Tissue of another place of the same slices, at each place."""
+    return np.roll(hu, _ELSEWHERE_YX, (1, 2))
+
+
 def contents(scene: SealScene) -> dict[str, Content]:
     """Forgers by name, but those that need other sealed scans."""
     original, sealed = scene.original.hu, scene.sealed.hu
     d = sealed.astype(np.int32) - original
-    other = np.roll(original, _ELSEWHERE_YX, (1, 2))
-    moved = np.roll(sealed, _ELSEWHERE_YX, (1, 2))
+    other = from_elsewhere(original)
+    moved = from_elsewhere(sealed)
     by_tiles = np.roll(sealed, [3 * n for n in scene.seal.header.tiling.tile_yx], (1, 2))
     return {
         "the unsealed original put back": lambda box: original[box],
@@ -75,7 +80,7 @@ def foreign_contents(scene: SealScene, box: Box) -> Iterator[tuple[str, Content]
     geometry = scene.original.geometry.crop((box[0].start, 0, 0), (z, y, x))
     rng = np.random.default_rng([scene.seed, *(s.start for s in box)])
     total = np.zeros(slab.shape, np.int32)
-    other = np.roll(scene.original.hu, _ELSEWHERE_YX, (1, 2))
+    other = from_elsewhere(scene.original.hu)
     here = (slice(None), *box[1:])
     for number in range(1, AVERAGED[-1] + 1):
         moved = np.roll(slab, rng.integers(1, (y, x)), (1, 2))

@@ -159,6 +159,7 @@ def price_table(results: SealResults) -> Table:
         ("sd", "SD of d where it is, HU"),
         ("lung", "95th percentile of SD of d over local noise, lung"),
         ("soft tissue", "the same, soft tissue"),
+        ("other", "the same, all else of the body"),
         ("restored", "restored to the last bit, share of scans"),
     ):
         values = [float(row.values[name]) for row in found if name in row.values]

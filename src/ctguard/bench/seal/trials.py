@@ -11,12 +11,13 @@ from scipy import ndimage
 
 from ctguard.bench.codecs import jpeg2000
 from ctguard.bench.operations import sixteen_bits
+from ctguard.bench.protection_damage import rmse
+from ctguard.bench.protection_price import PERCENTILE, noise_share, tissues
 from ctguard.bench.protection_scene import Forger
-from ctguard.bench.seal.forgers import SITE_MM, contents, foreign_contents, generated, put
+from ctguard.bench.seal.forgers import SITE_MM, contents, foreign_contents, from_elsewhere, generated, put
 from ctguard.bench.seal.scene import JUDGES, Box, Found, SealScene, Voxels, bare, numbered_key
 from ctguard.core.volume import Volume
 from ctguard.image.lung import body_mask
-from ctguard.image.noise import local_sd_map
 from ctguard.protect.evidence import FALSE_SIGMA, MISS_SIGMA
 from ctguard.protect.seal import SealSettings, restore_volume, seal_volume
 from ctguard.protect.verify import verify_volume
@@ -133,7 +134,7 @@ def oracle_rows(scene: SealScene, sites: int) -> Iterator[Row]:
     passed: RMSE of that change within the site, HU; wanted: RMSE of all of it.
     """
     boxes = scene.boxes(SITE_MM, sites)
-    other = np.roll(scene.original.hu, (61, 43), (1, 2)).astype(np.float32)
+    other = from_elsewhere(scene.original.hu).astype(np.float32)
     for judge in JUDGES if boxes else ():
         low, high = np.zeros(len(boxes)), np.ones(len(boxes))
         passed = np.zeros(len(boxes))
@@ -147,14 +148,10 @@ def oracle_rows(scene: SealScene, sites: int) -> Iterator[Row]:
                 if map_ is not None and (map_[box] > 0.5).any():
                     high[k] = share[k]
                 else:
-                    low[k], passed[k] = share[k], _rmse(hu[box], scene.sealed.hu[box])
-        wanted = [_rmse(other[box], scene.sealed.hu[box]) for box in boxes]
+                    low[k], passed[k] = share[k], rmse(hu[box], scene.sealed.hu[box])
+        wanted = [rmse(other[box], scene.sealed.hu[box]) for box in boxes]
         cells = {"passed": float(passed.mean()), "most": float(passed.max()), "wanted": float(np.mean(wanted))}
         yield Row("oracle", f"{QUERIES} queries", judge, {"sites": len(boxes), **cells})
-
-
-def _rmse(a: Voxels, b: Voxels) -> float:
-    return float(np.sqrt(np.mean((a.astype(np.float32) - b) ** 2)))
 
 
 def whole_rows(scene: SealScene) -> Iterator[Row]:
@@ -176,7 +173,7 @@ def whole_rows(scene: SealScene) -> Iterator[Row]:
     for name, change in changes.items():
         for judge in JUDGES:
             clean = scene.verdict(change(sealed), judge).state
-            forged = scene.verdict(change(put(scene, boxes, lambda box: np.roll(sealed, (61, 43), (1, 2))[box])), judge)
+            forged = scene.verdict(change(put(scene, boxes, lambda box: from_elsewhere(sealed)[box])), judge)
             told = forged.state if boxes else ""
             yield Row("whole", name, judge, {"state": clean, "forged": told})
     stripped = np.rint(ndimage.gaussian_filter(sealed.astype(np.float32), (0, 0.7, 0.7))).astype(np.int16)
@@ -244,15 +241,11 @@ def null_rows(scene: SealScene, keys: int) -> Iterator[Row]:
 def price_rows(scene: SealScene) -> Iterator[Row]:
     """max |d| and SD in HU, the 95th percentile of local SD of d over local noise by tissue, and whether all of it
     can be taken off again."""
-    original, spacing = scene.original.hu, scene.spacing_zyx_mm
+    original = scene.original.hu
     d = scene.sealed.hu.astype(np.float32) - original
-    size = (1, *(max(3, round(10 / mm)) for mm in spacing[1:]))
-    ratio = np.sqrt(ndimage.uniform_filter(d * d, size)) / np.maximum(local_sd_map(original, spacing), 0.5)
-    tissues = {
-        "lung": scene.lung & (original > -950) & (original < -500),
-        "soft tissue": body_mask(scene.original) & (original > 0) & (original < 150),
-    }
+    ratio = noise_share(d, original.astype(np.float32), scene.spacing_zyx_mm)
+    masks = tissues(original, body_mask(scene.original), scene.lung)
     cells: dict[str, float | str] = {"max": float(np.abs(d).max()), "sd": float(d[d != 0].std())}
-    cells |= {name: float(np.percentile(ratio[mask], 95)) for name, mask in tissues.items() if mask.any()}
+    cells |= {name: float(np.percentile(ratio[mask], PERCENTILE)) for name, mask in masks.items() if mask.any()}
     back = restore_volume(scene.sealed, scene.seal, scene.key).hu
     yield Row("price", "seal", "", {**cells, "restored": float(np.array_equal(back, original))})
