@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ctguard.core.errors import ModelError, RecipeError
 from ctguard.train.checkpoint import Card, load_weights, read_card, rounded_to_half, save_checkpoint
 from ctguard.train.fit import fit
+from ctguard.train.precision import WideKernelsInFloat32
 from ctguard.train.recipe import SIZES, Recipe, read_recipe
 
 RECIPE = Recipe(name="line", model="line", size="cpu", steps=300, batch=8, validate_every=100, ema=0.9)
@@ -134,6 +135,36 @@ def card(**changes: Any) -> Card:
         "steps": 1, "recipe": "", "commit": "",
     }  # fmt: skip
     return Card(**{**values, **changes})
+
+
+def test_a_loss_that_is_lost_ends_the_training(tmp_path: Path) -> None:
+    def spoiled(step: int) -> dict[str, Tensor]:
+        return {"x": batches(step)["x"] * (float("nan") if step == 150 else 1)}
+
+    with pytest.raises(RecipeError, match="line_loss is not a finite number at step 150"):
+        fit(line(), spoiled, RECIPE, tmp_path, quiet=True)
+    went_on = fit(line(), batches, RECIPE, tmp_path, resume=True, quiet=True)
+    assert went_on.steps == 300 and len(went_on.curve.read_text().splitlines()) == 301
+
+
+def test_kernels_wider_than_their_input_have_the_gradient_of_float32() -> None:
+    """In bfloat16 some processors give one of memory that nobody wrote."""
+    torch.manual_seed(2)
+    layer, x = nn.Conv3d(16, 16, 3, padding=1), torch.randn(8, 16, 2, 2, 2)
+    gradients = []
+    for mixed in (False, True, True):
+        layer.zero_grad()
+        spoilt = [torch.full((1 << size,), float("nan")) for size in range(8, 20)]  # what fresh memory may hold
+        del spoilt
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed), WideKernelsInFloat32():
+            made = layer(x)
+        made.float().square().sum().backward()
+        gradients.append(layer.weight.grad.clone())
+    assert made.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16), WideKernelsInFloat32():
+        assert nn.functional.conv3d(x, layer.weight.bfloat16(), padding=1).dtype == torch.float32
+        assert layer(torch.randn(8, 16, 3, 3, 3)).dtype == torch.bfloat16
+    assert all(torch.allclose(gradient, gradients[0], rtol=1e-5) for gradient in gradients[1:])
 
 
 def test_weights_and_card_come_back_as_they_were_rounded(tmp_path: Path) -> None:

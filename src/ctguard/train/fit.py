@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ctguard.core.console import log, progress
 from ctguard.core.errors import RecipeError
+from ctguard.train.precision import WideKernelsInFloat32
 from ctguard.train.recipe import Recipe
 
 Batch = dict[str, Tensor]
@@ -63,7 +64,8 @@ def fit(
 
     batches: step -> batch; a function of the step alone, so that a resumed run sees the same data.
     validate: metrics of a module in eval mode; "score" is maximised.
-    Writes out/state.pt (for `resume`) and out/loss.csv. Raises RecipeError where resume finds another recipe.
+    Writes out/state.pt (for `resume`) and out/loss.csv. Raises RecipeError where resume finds another recipe, and where
+    a loss is no longer a finite number.
     """
     from lightning.fabric import Fabric
     from lightning.fabric.strategies.ddp import DDPStrategy
@@ -113,11 +115,12 @@ def _steps(
         losses: dict[str, float] = {}
         for turn in turns:
             run.optimizers[turn].zero_grad()
-            with fabric.autocast():  # a marked method alone does not enter the precision's context
+            with fabric.autocast(), WideKernelsInFloat32():  # a marked method alone does not enter autocast
                 values = wrapped.step(batch, turn)
             fabric.backward(values["loss"])
             run.optimizers[turn].step()
             losses |= {f"{turn}_{key}": float(value.detach()) for key, value in values.items()}
+        _check_finite(losses, step, recipe)
         run.after(step, losses)
         last = step + 1 == recipe.steps
         if validate is not None and (last or (step + 1) % recipe.validate_every == 0):
@@ -132,6 +135,16 @@ def _steps(
             run.save()
     if first:
         run.save()
+
+
+def _check_finite(losses: Mapping[str, float], step: int, recipe: Recipe) -> None:
+    lost = [name for name, value in losses.items() if not math.isfinite(value)]
+    if lost:
+        raise RecipeError(
+            f"{', '.join(lost)} is not a finite number at step {step}",
+            where=recipe.name,
+            remedy="lower the learning rate or take precision 32-true; --resume goes on from the last state",
+        )
 
 
 def _recalibrate(module: nn.Module, batches: Callable[[int], Batch], turn: str) -> None:
