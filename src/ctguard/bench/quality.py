@@ -203,10 +203,13 @@ def forgery_quality(volume: Volume, forged_hu: NDArray[Any], edit: Edit, lung: M
     before = cut_surroundings(volume, volume.hu, lung, edit.center_zyx)
     after = cut_surroundings(volume, forged_hu, lung, edit.center_zyx)
     core_mm = float(edit.plan.get("core_mm") or 16.0)  # type: ignore[arg-type]
+    changed = after.hu != before.hu
+    if edit.task == "inject":  # a core that reaches into the chest wall changes that, too, and it is no nodule
+        changed &= before.hu <= NODULE_HU
     around = noise_spectrum(before, CUBE_MM, 2 * REACH_MM)
     tissue = before.lung & ~before.inside(CUBE_MM) & (before.hu < NODULE_HU)
     return Quality(
-        diameter_mm=nodule_diameter_mm(after, after.hu != before.hu),
+        diameter_mm=nodule_diameter_mm(after, changed),
         diameter_mm_before=nodule_diameter_mm(before),
         spectrum_db=spectrum_distance_db(noise_spectrum(after, 0, core_mm), around),
         spectrum_db_before=spectrum_distance_db(noise_spectrum(before, 0, core_mm), around),

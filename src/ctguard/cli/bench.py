@@ -164,7 +164,7 @@ def seal(
     sites: Annotated[int, typer.Option(min=1, help="Places in lung, per scan and size, at most.")] = 20,
     keys: Annotated[int, typer.Option(min=1, help="Other keys that each scan is sealed with: the null.")] = 100,
     max_hu: Annotated[float, typer.Option("--max-hu", help="No voxel changes by more.")] = 3.0,
-    share: Annotated[float, typer.Option(help="SD of the pattern over local noise.")] = 0.19,
+    share: Annotated[float, typer.Option(help="SD of the pattern over local noise.")] = 0.185,
     seed: Seed = 0,
     jobs: Jobs = 1,
     as_json: AsJson = False,

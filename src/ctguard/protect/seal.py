@@ -23,7 +23,7 @@ from ctguard.protect.keys import SealKey
 from ctguard.protect.lattice import Ints, Lattice, find_lattice
 from ctguard.protect.pattern import SLICE_BITS, PatternKey, embed, erase
 from ctguard.protect.record import STEP, Seal, SealHeader, SliceSeal, authentic, tagged
-from ctguard.protect.strength import strength_of
+from ctguard.protect.strength import USUAL_MOST_HU, USUAL_SHARE, strength_of
 from ctguard.protect.tiles import FLOOR_HU, tiling_for
 
 _INT16 = (-32768.0, 32767.0)
@@ -36,8 +36,8 @@ class SealSettings:
     share: SD of the pattern over local noise. seed: tells seals of the same scan under the same key apart.
     """
 
-    max_hu: float = 3.0
-    share: float = 0.19
+    max_hu: float = USUAL_MOST_HU
+    share: float = USUAL_SHARE
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -18,6 +18,8 @@ from ctguard.core.volume import Volume
 from ctguard.image.noise import median_residual
 from ctguard.protect.tiles import Tiling, cell_means, eligible
 
+USUAL_SHARE, USUAL_MOST_HU = 0.185, 3.0
+"""SD of the pattern over local noise, and its cap: what a seal has, and what a key alone looks for."""
 _BLOCK_MM = 32.0
 _BLOCK_TILES = 4
 _QUIET_PERCENTILE = 10

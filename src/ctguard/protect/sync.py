@@ -31,7 +31,7 @@ from ctguard.protect.evidence import (
 from ctguard.protect.keys import SealKey
 from ctguard.protect.lattice import Lattice, find_lattice
 from ctguard.protect.pattern import NONCE_BITS, SLICE_BITS, PatternKey, SliceFrame, message_of
-from ctguard.protect.strength import strength_of
+from ctguard.protect.strength import USUAL_MOST_HU, USUAL_SHARE, strength_of
 from ctguard.protect.tiles import FLOOR_HU, Pair, Tiling, cell_means, codes_of, eligible, tiling_for
 from ctguard.protect.verdict import SealState, SealVerdict, regions_of
 from ctguard.protect.whiten import Whitener
@@ -45,7 +45,6 @@ _PLACES = 64
 _PLACE_SIGMAS = 6.5
 _JUMP_SIGMAS = 6.0
 _GONE_GAIN = 0.2
-_SHARE, _MOST_HU = 0.19, 3.0
 _FLIPS = ((False, False), (False, True), (True, False), (True, True))
 
 
@@ -246,7 +245,7 @@ def _judged(volume: Volume, placement: Placement, secret: PatternKey, nonce: byt
     planes = np.stack([placement.canvas(plane, shape)[0] for plane in volume.hu])
     grid = volume.geometry
     onto = Volume(planes, type(grid)((len(planes), *shape), grid.spacing_zyx_mm), volume.provenance)
-    strength = strength_of(onto, tiling, _SHARE, _MOST_HU)
+    strength = strength_of(onto, tiling, USUAL_SHARE, USUAL_MOST_HU)
     arrays = [np.zeros((len(planes), tiling.rows, tiling.columns), dtype=np.float32) for _ in range(3)]
     for i, (plane, z) in enumerate(zip(planes, placement.slices, strict=True)):
         lattice = _lattice(plane)
