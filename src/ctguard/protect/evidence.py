@@ -31,6 +31,7 @@ _WHOLE_GAIN = 0.83
 _COARSE_WINDOWS_MM = (16.0, 24.0, 32.0)
 _LOSSY_WINDOWS_MM = (24.0, 32.0)
 _MOST = 12.0
+_MOST_SPREAD = 2.0
 _BINS = 16
 
 
@@ -176,9 +177,9 @@ def missing_tiles(
     """Tiles (z, rows, columns) that lie in a window without the pattern, of the smallest size that can be judged.
 
     A window is flagged where it lies FALSE_SIGMA below what an intact one shows, and below half of that; it is judged
-    only where it holds so much evidence that one without the pattern falls MISS_SIGMA below that mark. After lossy
-    coding, or where strengths are an estimate (coarse), small windows are not judged, and only what is two thirds gone
-    counts.
+    only where it holds so much evidence that one without the pattern falls MISS_SIGMA below that mark. Sigmas are those
+    of the scan's own windows of that size, which scatter more than the noise of their pairs says. After lossy coding,
+    or where strengths are an estimate (coarse), small windows are not judged, and only what is two thirds gone counts.
     """
     gain = local_gain(evidence)
     found, expected = gain * evidence.found, gain**2 * evidence.expected
@@ -188,11 +189,19 @@ def missing_tiles(
     for window_mm in _LOSSY_WINDOWS_MM if lossy else _COARSE_WINDOWS_MM if coarse else _WINDOWS_MM:
         f, e = _windows((found, expected), window_mm, (spacing_zyx_mm[0], *tile_mm))
         sigma = np.sqrt(np.maximum(e, 1e-9))
-        enough = sigma >= FALSE_SIGMA + MISS_SIGMA
-        hit = enough & (f / sigma < np.minimum(sigma - FALSE_SIGMA, sigma * share))
+        limit = FALSE_SIGMA * _spread(f / sigma - sigma, sigma >= FALSE_SIGMA + MISS_SIGMA)
+        enough = sigma >= limit + MISS_SIGMA
+        hit = enough & (f / sigma < np.minimum(sigma - limit, sigma * share))
         if hit.any():
             flagged |= hit & (evidence.expected > 0)  # more than half of the window around these tiles lacks it
     return flagged
+
+
+def _spread(off: NDArray[np.float32], judged: NDArray[np.bool_]) -> float:
+    """Robust SD of how far the judged windows lie from what is expected, 1 to 2."""
+    if not judged.any():
+        return 1.0
+    return float(np.clip(np.median(np.abs(off[judged] - np.median(off[judged]))) / 0.6745, 1, _MOST_SPREAD))
 
 
 def _windows(
