@@ -88,7 +88,7 @@ for detector in unet xception hpfcn mvssnet mantranet trufor volumetric; do
 done
 
 # 7. Malignancy scorer: blocks of other patients, of another phantom style.
-ctguard phantom "$out/blocks" --blocks --patients 260 --seed 700000 --style 1
+ctguard phantom "$out/blocks" --blocks --patients 520 --seed 700000 --style 1
 ctguard train "$here/recipes/cad.toml" --data "$out/blocks/index.csv" --out "$out/cad" --resume
 cp "$out"/cad/cad.{safetensors,json} "$here/src/ctguard/weights/"
 

@@ -31,7 +31,7 @@ _WHOLE_GAIN = 0.83
 _COARSE_WINDOWS_MM = (16.0, 24.0, 32.0)
 _LOSSY_WINDOWS_MM = (24.0, 32.0)
 _MOST = 12.0
-_MOST_SPREAD = 2.0
+_MOST_SPREAD, _MOST_SPREAD_LOSSY = 1.3, 2.0
 _BINS = 16
 
 
@@ -179,17 +179,20 @@ def missing_tiles(
     A window is flagged where it lies FALSE_SIGMA below what an intact one shows, and below half of that; it is judged
     only where it holds so much evidence that one without the pattern falls MISS_SIGMA below that mark. Sigmas are those
     of the scan's own windows of that size, which scatter more than the noise of their pairs says. After lossy coding,
-    or where strengths are an estimate (coarse), small windows are not judged, and only what is two thirds gone counts.
+    or where strengths are an estimate (coarse), small windows are not judged (after both, 32 mm alone), and only what
+    is two thirds gone counts.
     """
     gain = local_gain(evidence)
     found, expected = gain * evidence.found, gain**2 * evidence.expected
     flagged = np.zeros(found.shape, dtype=bool)
     lossy = _typical_gain(evidence, spacing_zyx_mm, tile_mm) < _WHOLE_GAIN
     share = 1 / 3 if coarse or lossy else 1 / 2
-    for window_mm in _LOSSY_WINDOWS_MM if lossy else _COARSE_WINDOWS_MM if coarse else _WINDOWS_MM:
+    windows_mm = _LOSSY_WINDOWS_MM[coarse:] if lossy else _COARSE_WINDOWS_MM if coarse else _WINDOWS_MM
+    for window_mm in windows_mm:
         f, e = _windows((found, expected), window_mm, (spacing_zyx_mm[0], *tile_mm))
         sigma = np.sqrt(np.maximum(e, 1e-9))
-        limit = FALSE_SIGMA * _spread(f / sigma - sigma, sigma >= FALSE_SIGMA + MISS_SIGMA)
+        judged = sigma >= FALSE_SIGMA + MISS_SIGMA
+        limit = FALSE_SIGMA * min(_spread((f / sigma - sigma)[judged]), _MOST_SPREAD_LOSSY if lossy else _MOST_SPREAD)
         enough = sigma >= limit + MISS_SIGMA
         hit = enough & (f / sigma < np.minimum(sigma - limit, sigma * share))
         if hit.any():
@@ -197,11 +200,9 @@ def missing_tiles(
     return flagged
 
 
-def _spread(off: NDArray[np.float32], judged: NDArray[np.bool_]) -> float:
-    """Robust SD of how far the judged windows lie from what is expected, 1 to 2."""
-    if not judged.any():
-        return 1.0
-    return float(np.clip(np.median(np.abs(off[judged] - np.median(off[judged]))) / 0.6745, 1, _MOST_SPREAD))
+def _spread(off: NDArray[np.float32]) -> float:
+    """Robust SD of how far windows lie from what is expected, at least 1."""
+    return max(1.0, float(np.median(np.abs(off - np.median(off)))) / 0.6745) if len(off) else 1.0
 
 
 def _windows(
