@@ -200,7 +200,7 @@ def missing_tiles(
     return flagged
 
 
-def _spread(off: NDArray[np.float32]) -> float:
+def _spread(off: NDArray[np.floating[Any]]) -> float:
     """Robust SD of how far windows lie from what is expected, at least 1."""
     return max(1.0, float(np.median(np.abs(off - np.median(off)))) / 0.6745) if len(off) else 1.0
 

@@ -27,7 +27,7 @@ class WideKernelsInFloat32(TorchFunctionMode):
         if func is torch.conv3d and torch.is_autocast_enabled("cpu"):
             x, weight = args[:2]
             if x.device.type == "cpu" and any(n < k for n, k in zip(x.shape[2:], weight.shape[2:], strict=True)):
-                exact = [value.float() if isinstance(value, torch.Tensor) else value for value in args]
+                exact: list[Any] = [value.float() if isinstance(value, torch.Tensor) else value for value in args]
                 with torch.autocast("cpu", enabled=False):
                     return func(*exact, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

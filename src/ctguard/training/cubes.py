@@ -28,11 +28,12 @@ Bank = list[tuple[NDArray[np.float32], float]]
 def cube_material(recipe: Recipe, data: Sequence[Path], module: nn.Module, out: Path) -> Material:
     """Cubes for a generator; fits the module's equaliser to them.
 
-    data_settings: nodules_mm = [low, high] with nodule_share of each batch, whose dense part measures dense_mm;
-    lung_sites, lung_sites_planted and lung_sites_real places a scan, by its collection; real_share, the weight of scans
-    that are no phantoms; unpaired, a table of the same keys: cubes whose cores are to be replaced, drawn apart from the
-    wanted ones; pairs_share, the weight of planted nodules of pairs_mm with the same tissue without them;
-    valid_batches, how many are judged in the end (8; fewer where a model samples slowly).
+    data_settings: nodules_mm = [low, high] with nodule_share of each batch, whose dense part measures dense_mm, and
+    which are malignant or not where `malignant` says so; lung_sites, lung_sites_planted and lung_sites_real places a
+    scan, by its collection; real_share, the weight of scans that are no phantoms; unpaired, a table of the same keys:
+    cubes whose cores are to be replaced, drawn apart from the wanted ones; pairs_share, the weight of planted nodules
+    of pairs_mm with the same tissue without them; valid_batches, how many are judged in the end (8; fewer where a model
+    samples slowly).
     Raises DataError where an index holds no training case.
     """
     banks, lines = _read_banks(recipe, recipe.data_settings, data, out)
@@ -76,7 +77,8 @@ def _read_banks(
             lung = CubeRule(lung_sites=int(settings.get(key, 0)))
             least, most = settings.get("pairs_mm", (10.0, 20.0))
             pairs = CubeRule(least, most, twins=True)
-            nodules = CubeRule(low, high, dense_mm=float(settings.get("dense_mm", 0.0)))
+            dense_mm = float(settings.get("dense_mm", 0.0))
+            nodules = CubeRule(low, high, malignant=settings.get("malignant"), dense_mm=dense_mm)
             kinds = [("nodules", nodules, share), ("lung", lung, 1 - share)]
             kinds += [("pairs", pairs, float(settings.get("pairs_share", 0.0)))] if planted else []
             for kind, rule, part in kinds:
