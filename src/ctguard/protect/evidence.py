@@ -30,6 +30,7 @@ _LOSSY_EDGE_HU = 1.5
 _WHOLE_GAIN = 0.83
 _COARSE_WINDOWS_MM = (16.0, 24.0, 32.0)
 _LOSSY_WINDOWS_MM = (24.0, 32.0)
+_NEAR_MM, _NEAR_SHARE = 16.0, 0.6
 _MOST = 12.0
 _MOST_SPREAD, _MOST_SPREAD_LOSSY = 1.3, 2.0
 _BINS = 16
@@ -187,6 +188,9 @@ def missing_tiles(
     flagged = np.zeros(found.shape, dtype=bool)
     lossy = _typical_gain(evidence, spacing_zyx_mm, tile_mm) < _WHOLE_GAIN
     share = 1 / 3 if coarse or lossy else 1 / 2
+    near_found, near_expected = _windows((found, expected), _NEAR_MM, (spacing_zyx_mm[0], *tile_mm))
+    # a window between two forged places lacks the pattern of both, but not the tile in its middle
+    lacking = (evidence.expected > 0) & (near_found < _NEAR_SHARE * near_expected)
     windows_mm = _LOSSY_WINDOWS_MM[coarse:] if lossy else _COARSE_WINDOWS_MM if coarse else _WINDOWS_MM
     for window_mm in windows_mm:
         f, e = _windows((found, expected), window_mm, (spacing_zyx_mm[0], *tile_mm))
@@ -194,9 +198,7 @@ def missing_tiles(
         judged = sigma >= FALSE_SIGMA + MISS_SIGMA
         limit = FALSE_SIGMA * min(_spread((f / sigma - sigma)[judged]), _MOST_SPREAD_LOSSY if lossy else _MOST_SPREAD)
         enough = sigma >= limit + MISS_SIGMA
-        hit = enough & (f / sigma < np.minimum(sigma - limit, sigma * share))
-        if hit.any():
-            flagged |= hit & (evidence.expected > 0)  # more than half of the window around these tiles lacks it
+        flagged |= enough & lacking & (f / sigma < np.minimum(sigma - limit, sigma * share))
     return flagged
 
 
