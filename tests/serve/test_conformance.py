@@ -32,6 +32,8 @@ from tests.serve.parts import config_for, wait_for
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference"
 PAGE = (DOCS / "conformance.md").read_text(encoding="utf-8")
+TRANSIENT = 2
+"""Of a rejection: try again later (PS3.8, table 9-21)."""
 MADE = runpy.run_path(str(DOCS / "make_conformance.py"))
 
 
@@ -62,12 +64,25 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     server.server_close()
 
 
-def associate(port: int, contexts: list[tuple[str, Any]], called: str = "CTGUARD", **named: Any) -> Any:
-    """An association by SENDER."""
+def ask(port: int, contexts: list[tuple[str, Any]], called: str = "CTGUARD", **named: Any) -> Any:
+    """The node's answer to SENDER, be it what it may."""
     ae = AE(named.pop("calling", "SENDER"))
     for abstract, syntaxes in contexts:
         ae.add_requested_context(abstract, syntaxes)
     return ae.associate("127.0.0.1", port, ae_title=called, **named)
+
+
+def associate(port: int, contexts: list[tuple[str, Any]], called: str = "CTGUARD", **named: Any) -> Any:
+    """An association by SENDER, once there is a place: one that just ended may hold it for a moment."""
+    answers: list[Any] = []
+
+    def has_place() -> bool:
+        answers.append(ask(port, contexts, called, **named))
+        refused = answers[-1].acceptor.primitive if answers[-1].is_rejected else None
+        return refused is None or refused.result != TRANSIENT
+
+    wait_for(has_place, 30, "a free place")
+    return answers[-1]
 
 
 def test_of_all_storage_classes_those_of_the_page_are_accepted(port: int) -> None:
@@ -123,18 +138,10 @@ def test_rejections_have_the_reasons_of_the_page(port: int) -> None:
         answer = rejected.acceptor.primitive
         assert (answer.result, answer.result_source, answer.diagnostic) == (1, *source_and_reason)
         assert f"rejected permanent, service user, {source_and_reason[1]}" in PAGE
-    tried: list[Any] = []
-
-    def has_place() -> bool:
-        """The association that was just rejected may still hold the only place for a moment."""
-        tried.append(associate(port, contexts))
-        return bool(tried[-1].is_established)
-
-    wait_for(has_place, 30, "a free place")
-    first = tried[-1]
-    second = associate(port, contexts).acceptor.primitive
+    first = associate(port, contexts)
+    second = ask(port, contexts).acceptor.primitive
     first.release()
-    assert (second.result, second.result_source, second.diagnostic) == (2, 3, 2)
+    assert first.is_released and (second.result, second.result_source, second.diagnostic) == (TRANSIENT, 3, 2)
     assert "rejected transient, service provider (presentation), 2" in PAGE
 
 

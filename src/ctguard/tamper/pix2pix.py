@@ -66,7 +66,7 @@ class Pix2Pix(nn.Module):
     """Generator, discriminator and equaliser of one task. Trainable by train.fit; only the generator is shipped.
 
     width: first level's channels. mae, adversarial: weights of the two losses. noise_sd, smooth: of the noise in the
-    core. mae_hu: weight of the mean absolute error in 1,000 HU.
+    core. mae_hu: weight of the mean absolute error in 1,000 HU. soft_share: of the equaliser.
     """
 
     turns = ("discriminator", "generator")
@@ -81,13 +81,14 @@ class Pix2Pix(nn.Module):
         adversarial: float = 1.0,
         smooth: bool = False,
         mae_hu: float = 0.0,
+        soft_share: float = 0.0,
     ) -> None:
         super().__init__()
         self.noise_sd, self.mae, self.adversarial = noise_sd, mae, adversarial
         self.smooth, self.mae_hu = smooth, mae_hu
         self.generator = UNet3d(width, dropout)
         self.discriminator = PatchDiscriminator3d(width)
-        self.equaliser = Equaliser()
+        self.equaliser = Equaliser(soft_share)
         for part in (self.generator, self.discriminator):  # half as fast again on a CPU
             part.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
