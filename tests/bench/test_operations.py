@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ctguard import io
+from ctguard import io, zoo
 from ctguard.bench.codecs import jpeg2000, jpeg_ls
 from ctguard.bench.operations import (
     OPERATIONS,
@@ -55,6 +55,25 @@ def test_an_operation_keeps_the_scan_in_place_and_gives_the_same_again(operation
         assert first.geometry == SCAN.geometry
     if operation.name != "none":
         assert len(first.provenance.steps) == len(SCAN.provenance.steps) + 1
+
+
+def test_a_sealed_scan_is_sealed_and_changes_by_no_more_than_its_budget() -> None:
+    """The panel's scans are those that `ctguard protect` writes, and what is forged is not protected."""
+    made = BY_NAME["sealed"](SCAN)
+    added = np.abs(made.hu.astype(int) - SCAN.hu)
+    assert made.provenance.has_mark("sealed") and 0 < added.max() <= 3
+    assert np.array_equal(made.hu, BY_NAME["sealed"](SCAN).hu)
+    assert not {"sealed", "shielded"} & {one.name for one in operations(after_forging=True)}
+
+
+def test_what_uses_weights_is_known_by_their_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path)
+    one = BY_NAME["shielded"]
+    assert one.key == "shielded" and BY_NAME["16-bit"].key == "16-bit"
+    (tmp_path / "shield.safetensors").write_bytes(b"first")
+    first = one.key
+    (tmp_path / "shield.safetensors").write_bytes(b"second")
+    assert first.startswith("shielded ") and one.key not in ("shielded", first)
 
 
 @pytest.mark.parametrize("name", ["jpeg-2000", "16-bit"])

@@ -5,6 +5,7 @@ protocols.md "Detection and localisation": the false-alarm panel and the robustn
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,20 +15,27 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ctguard import zoo
 from ctguard.bench.codecs import jpeg2000, jpeg_ls
 from ctguard.core.errors import DataError
 from ctguard.core.geometry import Geometry, IntTriple, as_float_triple
 from ctguard.core.provenance import Json, Step
 from ctguard.core.volume import Volume
+from ctguard.defence.protect import protect_scan
 from ctguard.image.noise import lung_noise_sd
 from ctguard.image.resample import apply_matrices, grid_matrices
+from ctguard.io.manifest import sha256_file
 from ctguard.phantom.patients import Acquisition, draw_patient, render
 from ctguard.phantom.physics import KERNELS
+from ctguard.protect.keys import SealKey
+from ctguard.protect.seal import seal_volume
 
 NEAR_HU = 3
 RATIO = 5.0
 THICK_MM = 5.0
 NOISE_SEED = 20
+SHIELD_HU = 12.0
+PANEL_KEY = SealKey(hashlib.sha256(b"panels").digest())
 
 Change = Callable[[Volume], Volume]
 
@@ -35,16 +43,23 @@ Change = Callable[[Volume], Volume]
 @dataclass(frozen=True)
 class Operation:
     """One operation. words: what it is, for a table. after_forging: whether it can follow a forgery, so that it belongs
-    to the robustness panel; another acquisition cannot."""
+    to the robustness panel; another acquisition cannot, and forged scans are not protected. weights: that it uses."""
 
     name: str
     words: str
     change: Change
     after_forging: bool = True
+    weights: str = ""
 
     def __call__(self, volume: Volume) -> Volume:
         """The volume after it. Raises CtguardError where it cannot be done to this one."""
         return self.change(volume)
+
+    @property
+    def key(self) -> str:
+        """Its name, with the hash of the shipped weights where it uses some: what others gave is measured anew."""
+        path = zoo.WEIGHTS / f"{self.weights}.safetensors"
+        return f"{self.name} {sha256_file(path)}" if self.weights and path.is_file() else self.name
 
 
 def _voxels(volume: Volume, hu: NDArray[Any], name: str, **params: Json) -> Volume:
@@ -65,6 +80,16 @@ def half_the_slices(volume: Volume) -> Volume:
     count = volume.hu.shape[0]
     keep = max(count // 2, 1)
     return crop_slices(volume, (count - keep) // 2, keep)
+
+
+def sealed(volume: Volume) -> Volume:
+    """Digest and pattern, as `ctguard protect --protector seal`, with one key for all scans of a panel."""
+    return seal_volume(volume, PANEL_KEY)[0]
+
+
+def shielded(volume: Volume) -> Volume:
+    """The shipped shield, feed-forward. Raises ModelError where there is none."""
+    return protect_scan(volume, "shield", budget_hu=SHIELD_HU, quiet=True)[0]
 
 
 def crop_slices(volume: Volume, first: int, count: int) -> Volume:
@@ -207,6 +232,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("thick", "5 mm slices", thick_slices),
     Operation("gauss-0.5", "Gaussian, 0.5 voxel", lambda volume: blurred(volume, 0.5)),
     Operation("gauss-1", "Gaussian, 1 voxel", lambda volume: blurred(volume, 1.0)),
+    Operation("sealed", "sealed", sealed, False),
+    Operation("shielded", f"shielded, {SHIELD_HU:.0f} HU", shielded, False, weights="shield"),
     Operation("noise-0.25", "noise, 0.25 x the scan's own SD", lambda volume: noisy(volume, 0.25)),
     Operation("noise-0.5", "noise, 0.5 x the scan's own SD", lambda volume: noisy(volume, 0.5)),
 )

@@ -113,7 +113,7 @@ def _measure_scan(
     for model in models:
         if scans is None and model.detector != OURS and number >= SCANS:
             continue
-        keys[model.name] = scan_key(model, case, [forgery] if forgery else [], [one.name for one in OPERATIONS])
+        keys[model.name] = scan_key(model, case, [forgery] if forgery else [], [one.key for one in OPERATIONS])
         kept = read_kept(how.work / model.name / f"{case.scan_id}.json", keys[model.name])
         if kept is not None:
             found[model.name] = [Probe.from_json(row) for row in kept]
