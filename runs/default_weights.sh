@@ -32,6 +32,9 @@ ctguard phantom "$out/wall_L" --patients 30 --seed 6800 --at-wall --into "$serie
 ctguard phantom "$out/more_R01" --patients 150 --seed 7000 --min-mm 10 --into "$series/R01-001"
 ctguard phantom "$out/more_B" --patients 40 --seed 7200 --min-mm 10 --into "$series/Lung_Dx-A0001_B"
 ctguard phantom "$out/more_L" --patients 40 --seed 7300 --min-mm 10 --into "$series/Lung_Dx-A0001_L"
+ctguard phantom "$out/big_R01" --patients 200 --seed 8000 --min-mm 14 --into "$series/R01-001"
+ctguard phantom "$out/big_B" --patients 60 --seed 8300 --min-mm 14 --into "$series/Lung_Dx-A0001_B"
+ctguard phantom "$out/big_L" --patients 60 --seed 8400 --min-mm 14 --into "$series/Lung_Dx-A0001_L"
 
 # 3. One index of the real series, and one of everything that the detector learns from.
 python - "$out" "$series" <<'PY'
@@ -71,6 +74,7 @@ for name in planted_R01 planted_B planted_L; do unpaired+=(--data "$out/$name/in
 ctguard train "$here/recipes/cyclegan_remove.toml" "${unpaired[@]}" --out "$out/cyclegan_remove" --resume
 for name in more_R01 more_B more_L; do unpaired+=(--data "$out/$name/index.csv"); done
 ctguard train "$here/recipes/cyclegan_inject.toml" "${unpaired[@]}" --out "$out/cyclegan_inject" --resume
+for name in big_R01 big_B big_L; do inject+=(--data "$out/$name/index.csv"); done
 ctguard train "$here/recipes/diffusion_inject.toml" "${inject[@]}" --out "$out/diffusion_inject" --resume
 ctguard train "$here/recipes/diffusion_remove.toml" "${remove[@]}" --data "$out/real.csv" --out "$out/diffusion_remove" --resume
 cp "$out"/{pix2pix,cyclegan,diffusion}_*/{pix2pix,cyclegan,diffusion}_*.{safetensors,json} "$here/src/ctguard/weights/"
