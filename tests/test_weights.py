@@ -17,7 +17,6 @@ PENDING = {
     "mvssnet",
     "mantranet",
     "trufor",
-    "residual",
     "mitsgan_gradient",
     "mitsgan_paper",
     "tafim",

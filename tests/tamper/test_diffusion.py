@@ -22,7 +22,7 @@ from ctguard.tamper.pix2pix import Pix2Pix
 from ctguard.train.recipe import Size, read_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-TINY: Mapping[str, Any] = {"channels": (4, 8), "attention": (False, False), "groups": 2, "patch": 4, "steps": 12}
+TINY: Mapping[str, Any] = {"channels": (4, 8), "attention": (False, False), "patch": 4, "steps": 12}
 MASK = core_mask(16)[None, None]
 NOISE = initial_noise(3)
 DDIM, DDPM = Sampler("ddim", 4), Sampler("ddpm", 12)

@@ -49,9 +49,9 @@ BETAS = (5e-5, 0.01)
 class Diffusion(nn.Module):
     """Denoiser, noise schedule, sampler and equaliser of one task. Trainable by train.fit.
 
-    channels, attention: of the U-Net's levels, one residual block each; groups: of its group normalisation.
-    patch, weighting, shell_weight, temperature: see the module. steps: of the trained chain. soft_share: of the
-    equaliser.
+    channels, attention: of the U-Net's levels, one residual block each; its group normalisation has as many groups as
+    divide all channels, 32 at most. patch, weighting, shell_weight, temperature: see the module. steps: of the
+    trained chain. soft_share: of the equaliser.
     """
 
     turns = ("denoiser",)
@@ -61,7 +61,6 @@ class Diffusion(nn.Module):
         self,
         channels: Sequence[int] = (64, 128, 192, 256),
         attention: Sequence[bool] = (False, True, False, False),
-        groups: int = 32,
         patch: int = 1,
         weighting: Literal["simple", "velocity"] = "simple",
         shell_weight: float = 1.0,
@@ -80,7 +79,7 @@ class Diffusion(nn.Module):
             num_res_blocks=1,
             channels=tuple(channels),
             attention_levels=tuple(attention),
-            norm_num_groups=groups,
+            norm_num_groups=min(32, math.gcd(*channels)),
             num_head_channels=tuple(channels),
             use_flash_attention=True,
         )
