@@ -73,6 +73,23 @@ def test_slices_of_much_more_noise_survive_jpeg2000_and_edits_in_them_are_found(
     assert _at(verify_volume(volume(_jpeg2000(edited.hu, 5)), KEY, None, [seal]), (10, 100, 50))
 
 
+def test_coding_noise_in_air_is_no_change_and_tissue_put_there_is_found() -> None:
+    """Errors spread the voxels of an airway about -1024 HU, where the digest cuts off: the mean rises by 5 HU."""
+    rng = np.random.default_rng(1)
+    airway = (slice(None), slice(80, 144), slice(16, 80))
+    hu = scan(5, SHAPE).hu + rng.normal(0, 130, SHAPE)
+    hu[airway] = -1024
+    fine = Geometry(SHAPE, (2.5, 0.5, 0.5), (-40.0, -50.0, -300.0))
+    sealed, seal, _ = seal_volume(volume(np.clip(np.rint(hu), -1024, 3071).astype(np.int16), fine), KEY)
+    error = rng.normal(0, 12, SHAPE)
+    assert np.maximum(sealed.hu + error, -1024)[airway].mean() > -1020
+    coded = volume(np.rint(sealed.hu + error).astype(np.int16), fine)
+    assert verify_volume(coded, KEY, None, [seal]).state == "intact"
+    edited = coded.hu.copy()
+    edited[4:8, 100:120, 40:60] += 60
+    assert _at(verify_volume(volume(edited, fine), KEY, None, [seal]), (6, 110, 50))
+
+
 def test_a_copy_in_float_or_clipped_to_12_bits_keeps_the_seal(sealing: tuple[Volume, Seal]) -> None:
     sealed, seal = sealing
     for hu in (sealed.hu.astype(np.float32), np.clip(sealed.hu, -1024, 3071)):

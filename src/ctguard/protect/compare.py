@@ -91,6 +91,7 @@ def _judged(off: Any, content: Any, shown: Any, tissue: Any, spacing_zyx_mm: Flo
     fine = float(np.median(np.abs(content[at][:, 1:]))) / 0.6745 if at.any() else 0.0
     changed = np.zeros(shown.shape, dtype=bool)
     loss = _slice_loss(off, at, spread)
+    off[..., 0] = _without_lift(off[..., 0], content[..., 0] <= _TISSUE_HU, max(spread[1:]) * loss)
     for k in range(3):
         changed |= np.abs(off[..., k]) > np.maximum(_FLOORS_HU[k], _SIGMAS * spread[k] * loss)
     depth = max(1, round(_BLOCK_MM / spacing_zyx_mm[0]))
@@ -104,6 +105,13 @@ def _judged(off: Any, content: Any, shown: Any, tissue: Any, spacing_zyx_mm: Flo
     near = ndimage.maximum_filter(np.abs(mean) > limit, size)
     changed |= near & (np.abs(off[..., 0]) > np.maximum(0.5 * limit, 0.6 * _SIGMAS * spread[0] * loss))
     return Comparison(changed & shown, shown, (spread[0], max(spread[1:])), fine)
+
+
+def _without_lift(off_hu: Any, air: Any, error_hu: Any) -> Any:
+    """Deviation of means in air, less what coding explains: of an error of SD `error_hu` the half that falls below the
+    digest's floor of -1024 HU is cut off, and the mean rises by up to error_hu / sqrt(2 pi)."""
+    lift = error_hu / np.sqrt(2 * np.pi)
+    return np.where(air, np.minimum(off_hu, np.maximum(off_hu - lift, 0)), off_hu)
 
 
 def _slice_loss(off: Any, at: Any, spread: list[float]) -> NDArray[np.float64]:
