@@ -12,8 +12,10 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 export PATH="$here/.venv/bin:$PATH" OMP_NUM_THREADS=1
 mkdir -p "$out"
 
-# 1. Patients: seeds 0-59 of the bench tier train, 160-259 are its first 100 of validation, 460-489 of test.
+# 1. Patients: seeds 0-159 of the bench tier train, 0-59 of them generators and protectors, all of them detectors; 160-259
+# are its first 100 of validation, 460-489 of test.
 ctguard phantom "$out/train" --patients 60 --seed 0 --split train --jobs 2
+ctguard phantom "$out/train2" --patients 100 --seed 60 --split train --jobs 2
 ctguard phantom "$out/valid" --patients 100 --seed 160 --split valid --jobs 2
 ctguard phantom "$out/test" --patients 30 --seed 460 --split test --jobs 2
 
@@ -55,7 +57,7 @@ real = [
 write_cases(real, out / "real.csv")
 phantoms = [
     replace(case, path=os.path.relpath(case_path(index, case), out))
-    for index in (out / "train/index.csv", out / "valid/index.csv", out / "test/index.csv")
+    for index in (out / f"{part}/index.csv" for part in ("train", "train2", "valid", "test"))
     for case in read_cases(index)
 ]
 write_cases([*real, *phantoms], out / "all.csv")

@@ -20,14 +20,6 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow tests skip, visibly, unless -m asks for them."""
-    if "slow" not in config.getoption("markexpr"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="takes minutes: pytest -m slow"))
-
-
 @pytest.fixture(scope="session")
 def real_dir(request: pytest.FixtureRequest) -> Path:
     """The folder of real series; the test skips, visibly, without it."""

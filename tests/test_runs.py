@@ -34,7 +34,8 @@ TINY = (
     (r"^channels = .*", "channels = [8, 8]"),
     (r"^attention = .*", "attention = [false, false]"),
     (r"nodules_mm = \[1[34][^]]*\]", "nodules_mm = [10.0, 20.0]"),
-    (r"malignant = true", "malignant = false"),
+    (r"dense_mm = 1\d[\d.]*", "dense_mm = 10.0"),
+    (r"malignant = true, ", ""),
     (r"valid_batches = \d+", "valid_batches = 1"),
     (r"lung_sites(\w*) = \d+", r"lung_sites\1 = 4"),
     (r"-mixed", "-true"),
@@ -137,7 +138,6 @@ def lidc(tmp_path_factory: pytest.TempPathFactory, patients: list[Phantom], reci
     return root / "run"
 
 
-@pytest.mark.slow
 def test_lidc_goes_from_dicom_and_xml_to_tables(lidc: Path, patients: list[Phantom]) -> None:
     cases = read_cases(lidc / "index.csv")
     read = [finding for case in cases for finding in case.findings]
@@ -162,7 +162,6 @@ def _check_tables(out: Path, pristine: int) -> None:
     assert (out / "malignancy" / "malignancy.png").is_file()
 
 
-@pytest.mark.slow
 def test_generators_and_scorer_share_no_patient_and_no_test_patient(lidc: Path) -> None:
     split = {case.patient: case.split for case in read_cases(lidc / "index.csv")}
     forgers = {case.patient for case in read_cases(lidc / "generators" / "index.csv")}
@@ -172,7 +171,6 @@ def test_generators_and_scorer_share_no_patient_and_no_test_patient(lidc: Path) 
     assert {split[name] for name in forgers} == {"train"}
 
 
-@pytest.mark.slow
 def test_started_again_it_keeps_what_is_done(lidc: Path, recipes: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in lidc.rglob("*.safetensors")}
     table = (lidc / "detection.md").stat().st_mtime_ns
@@ -183,7 +181,6 @@ def test_started_again_it_keeps_what_is_done(lidc: Path, recipes: Path) -> None:
     assert (lidc / "malignancy" / "malignancy.png").is_file()
 
 
-@pytest.mark.slow
 def test_luna16_goes_from_metaimage_and_csv_to_tables(
     patients: list[Phantom], recipes: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -196,7 +193,6 @@ def test_luna16_goes_from_metaimage_and_csv_to_tables(
     _check_tables(out, pristine=1)
 
 
-@pytest.mark.slow
 def test_m3dsynth_goes_from_stacks_and_tables_to_a_detector(
     patients: list[Phantom], recipes: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

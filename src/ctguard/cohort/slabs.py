@@ -21,8 +21,8 @@ Floats = NDArray[np.float32]
 StandIn = Callable[[Floats, Floats, FloatTriple, np.random.Generator], tuple[Floats, NDArray[np.bool_]]]
 """(block HU, donor HU, spacing, generator) to the forged block and its changed voxels."""
 
-SHAPES = ((1, 224), (4, 160), (8, 128), (12, 112))
-"""Depth in slices and side in pixels of a batch's slabs; all hold about as many voxels."""
+SHAPES = ((1, 144), (2, 128), (4, 112), (6, 104))
+"""Depth in slices and side in pixels of a batch's slabs: wide enough for lung beside a forged cube of 32 mm."""
 _ZOOM = (0.75, 1.35)
 _TRIES = 20
 

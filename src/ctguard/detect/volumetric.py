@@ -38,7 +38,7 @@ class _Level(nn.Module):
 class Volumetric(Detector):
     """Residuals in units of the scan's own noise, their local energies, and a small 3-D U-Net on cells of two pixels.
 
-    width: channels of the first level; 24 is the shipped size.
+    width: channels of the first level; 32 is the shipped size, 24 that of the matrix.
     smooth: side, in pixels, of the mean that the map of each slice passes before its maximum becomes the score.
     score_weight: weight of the cross-entropy of that score beside the map's losses.
 
@@ -47,7 +47,7 @@ class Volumetric(Detector):
     are seen, for which tissue it is. Raises RecipeError where a parameter makes no network.
     """
 
-    def __init__(self, width: int = 24, smooth: int = 9, score_weight: float = 0.1) -> None:
+    def __init__(self, width: int = 32, smooth: int = 9, score_weight: float = 0.1) -> None:
         super().__init__()
         if width < 1 or smooth < 1 or smooth % 2 == 0:
             raise RecipeError(
