@@ -14,7 +14,7 @@ from ctguard.tamper.cube import core_mask
 SMALL: dict[str, dict[str, Any]] = {
     "pix2pix": {"width": 4, "noise_sd": 0.1},
     "cyclegan": {"width": 4, "blocks": 1, "discriminator_width": 4},
-    "diffusion": {"channels": [8, 16], "attention": [False, False], "groups": 8, "patch": 2, "steps": 50},
+    "diffusion": {"channels": [8, 16], "attention": [False, False], "patch": 2, "steps": 50},
 }
 LEARNED = [entry for entry in zoo.ENTRIES if entry.kind == "generator" and entry.weights]
 ALL = [entry for entry in zoo.ENTRIES if entry.kind == "generator"]
