@@ -21,7 +21,7 @@ Floats = NDArray[np.float32]
 StandIn = Callable[[Floats, Floats, FloatTriple, np.random.Generator], tuple[Floats, NDArray[np.bool_]]]
 """(block HU, donor HU, spacing, generator) to the forged block and its changed voxels."""
 
-SHAPES = ((1, 144), (2, 128), (4, 112), (6, 104))
+SHAPES = ((1, 144), (2, 128), (4, 112), (6, 104), (12, 88))
 """Depth in slices and side in pixels of a batch's slabs: wide enough for lung beside a forged cube of 32 mm."""
 _ZOOM = (0.75, 1.35)
 _TRIES = 20
