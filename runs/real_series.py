@@ -1,6 +1,6 @@
 """Forge a real, de-identified series at two sites, judge it before and after, and write figures and a table.
 
-    python runs/real_series.py SERIES OUT --remove Z,Y,X --inject Z,Y,X [--core-mm N] [--seed N]
+    python runs/real_series.py SERIES OUT --remove Z,Y,X --inject Z,Y,X [--core-mm N] [--seed N] [--detector NAME]
 
 OUT gets removal.png and injection.png (with the word SYNTHETIC in them), verdict.png and table.md.
 """
@@ -32,14 +32,16 @@ def main() -> None:
     parser.add_argument("--inject", required=True)
     parser.add_argument("--core-mm", type=float, default=None, help="masked core of the removal")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--detector", default="volumetric")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     volume = io.read(arguments.series)
-    detector, card = zoo.load(zoo.find("unet", "detector"))
+    name = arguments.detector
+    detector, card = zoo.load(zoo.find(name, "detector"))
 
     def judge(scan: Volume) -> tuple[Verdict, float]:
         start = time.perf_counter()
-        found = detect_volume(scan, detector, name="unet", model_id=card.sha256, threshold=card.scan_threshold)
+        found = detect_volume(scan, detector, name=name, model_id=card.sha256, threshold=card.scan_threshold)
         return found, time.perf_counter() - start
 
     rows = [_row("pristine", *judge(volume), "", "")]
@@ -55,9 +57,9 @@ def main() -> None:
         verdict, spent = judge(written)
         truth = f"{facts['changed_mm3']:.0f} / {facts['strong_mm3']:.0f}"
         rows.append(_row(f"{task} at {text}", verdict, spent, f"{seconds:.2f}", truth))
-        name = {"remove": "removal", "inject": "injection"}[task]
+        picture = {"remove": "removal", "inject": "injection"}[task]
         figure = site_figure(volume, forged, verdict.map, center_zyx=site)
-        (arguments.out / f"{name}.png").write_bytes(figure)
+        (arguments.out / f"{picture}.png").write_bytes(figure)
         if task == "remove":
             (arguments.out / "verdict.png").write_bytes(overview_figure(written, verdict, count=2))
     head = "| scan | score | threshold | verdict | regions | detect, s | forge, s | changed / strong, mm3 |"

@@ -132,6 +132,7 @@ def test_detect_prints_the_documented_object(scan: Path, weights: dict[str, Path
     keys = ["scan", "detector", "score", "threshold", "tampered", "regions", "seconds", "peak_mb"]
     assert list(facts) == keys
     assert facts["tampered"] is True
+    assert facts["detector"] == "unet"  # as the card of the weights says
     assert list(facts["regions"][0]) == ["center_zyx", "center_lps_mm", "extent_mm", "score"]
     assert facts["seconds"] > 0
     assert facts["peak_mb"] > 10

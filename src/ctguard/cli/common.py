@@ -21,6 +21,8 @@ from ctguard.io import READS
 
 FAILED = 1
 """Missing or unreadable input, a refusal, a full disk: exit 1. Wrong use exits 2 (typer)."""
+DETECTOR = "volumetric"
+"""Judges where none is named."""
 TAMPERED = 3
 """`detect --fail-if-tampered` alone."""
 INTERRUPTED = 130

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctguard.cli.common import AsJson, Device, Quiet, Seed, command_line, show, torch_device, verb
+from ctguard.cli.common import DETECTOR, AsJson, Device, Quiet, Seed, command_line, show, torch_device, verb
 from ctguard.cli.runs import verdict_facts, write_forgery, write_protected, write_verdict
 from ctguard.core.console import log
 
@@ -51,12 +51,12 @@ def demo(
     from ctguard.synth.forge import tamper_scan
 
     place = torch_device(device)
-    network, card = zoo.load(zoo.find("unet", "detector"))
+    network, card = zoo.load(zoo.find(DETECTOR, "detector"))
 
     def judge(name: str, volume: Volume) -> Verdict:
         log.info("judging: %s", name)
         found = detect_volume(
-            volume, network, name="unet", model_id=card.sha256, threshold=card.scan_threshold, device=place
+            volume, network, name=DETECTOR, model_id=card.sha256, threshold=card.scan_threshold, device=place
         )
         write_verdict(run.folder / f"verdict-{name}", Path(name), volume, found)
         return found

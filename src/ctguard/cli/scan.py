@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ctguard.cli.common import (
+    DETECTOR,
     TAMPERED,
     AllowGaps,
     AsJson,
@@ -129,7 +130,10 @@ def _site(geometry: Geometry, at: str | None, at_mm: str | None) -> FloatTriple:
 @verb
 def detect(
     scan: Scan,
-    detector: Annotated[str, typer.Option(help="A detector of `ctguard models`.")] = "unet",
+    detector: Annotated[
+        str | None,
+        typer.Option(help="A detector of `ctguard models`: volumetric, or what the card of --weights names."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="New folder: verdict.json, report.html, map.nii.gz, DICOM SEG, map and SR.")
     ] = None,
@@ -146,13 +150,15 @@ def detect(
     from ctguard import io, zoo
     from ctguard.detect.infer import detect_volume
     from ctguard.io.manifest import peak_mb
+    from ctguard.train.checkpoint import read_card
 
     started = time.perf_counter()
     place = torch_device(device)
     reading: dict[str, Any] = {"allow_gaps": allow_gaps, "series_uid": series}
     volume = io.read(scan, **reading)
-    network, card = zoo.load(zoo.find(detector, "detector"), weights)
-    names: dict[str, Any] = {"name": detector, "model_id": card.sha256, "threshold": card.scan_threshold}
+    name = detector or (DETECTOR if weights is None else read_card(weights.with_suffix(".json")).model)
+    network, card = zoo.load(zoo.find(name, "detector"), weights)
+    names: dict[str, Any] = {"name": name, "model_id": card.sha256, "threshold": card.scan_threshold}
     with nullcontext() if out is None else run_folder(out, scan, reading, {}) as run:
         verdict = detect_volume(volume, network, **names, fast=fast, device=place)
         if run is not None:
