@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--inject", required=True)
     parser.add_argument("--core-mm", type=float, default=None, help="masked core of the removal")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--detector", default="volumetric")
+    parser.add_argument("--detector", default="unet")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     volume = io.read(arguments.series)

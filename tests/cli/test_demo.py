@@ -28,7 +28,7 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     torch.manual_seed(0)
     for entry in zoo.ENTRIES:
-        if entry.name in ("pix2pix", "volumetric"):
+        if entry.name in ("pix2pix", "unet"):
             settings = {"width": 2}
             module = zoo.build(entry, settings)
             card = Card(entry.weights, entry.name, entry.task, "cpu", settings, "", 0, 0, "", "", threshold=0.5)

@@ -35,7 +35,7 @@ class Result:
 
 def suspicious_weights(folder: Path) -> Path:
     """The shipped detector with a threshold that every series reaches, so that each gets a segmentation, too."""
-    shipped = zoo.find("volumetric", "detector").weights_path
+    shipped = zoo.find("unet", "detector").weights_path
     assert shipped is not None
     folder.mkdir(parents=True, exist_ok=True)
     card = json.loads(shipped.with_suffix(".json").read_text())

@@ -21,7 +21,7 @@ from ctguard.io import READS
 
 FAILED = 1
 """Missing or unreadable input, a refusal, a full disk: exit 1. Wrong use exits 2 (typer)."""
-DETECTOR = "volumetric"
+DETECTOR = "unet"
 """Judges where none is named."""
 TAMPERED = 3
 """`detect --fail-if-tampered` alone."""

@@ -132,7 +132,7 @@ def detect(
     scan: Scan,
     detector: Annotated[
         str | None,
-        typer.Option(help="A detector of `ctguard models`: volumetric, or what the card of --weights names."),
+        typer.Option(help="A detector of `ctguard models`: unet, or what the card of --weights names."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="New folder: verdict.json, report.html, map.nii.gz, DICOM SEG, map and SR.")
