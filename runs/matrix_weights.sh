@@ -4,7 +4,7 @@
 #   runs/matrix_weights.sh OUT DATA
 #
 # DATA is a folder of forgeries (`ctguard synth`). OUT/matrix becomes what `ctguard bench detection --matrix` takes.
-# About 12 minutes each on two cores. Every step can be killed and started again. See MISUSE.md.
+# About 8 minutes each on one core. Every step can be killed and started again. See MISUSE.md.
 set -euo pipefail
 out=${1:?usage: runs/matrix_weights.sh OUT DATA}
 data=${2:?usage: runs/matrix_weights.sh OUT DATA}
