@@ -11,7 +11,7 @@ import torch
 
 from ctguard import io
 from ctguard.cohort.patches import CubeBatches, CubeRule, case_cubes, cut_cube, draw_lung_sites
-from ctguard.cohort.slices import SliceBatches, read_slices
+from ctguard.cohort.slices import SliceBatches, read_slices, read_untouched
 from ctguard.core.errors import DataError
 from ctguard.core.geometry import Geometry, as_float_triple, index_to_lps_mm
 from ctguard.core.marks import Mark
@@ -121,6 +121,22 @@ def test_slice_batches_show_half_forged_and_the_same_place_pristine(folder: Path
     assert batch["label"][[2, 3, 6, 7]].sum() == 0 and batch["label"][[0, 1, 4, 5]].sum() >= 3
     assert torch.equal(batch["label"], (batch["mask"].amax(dim=(1, 2, 3)) > 0).float())
     assert not (batch["mask"] * batch["ignore"]).any()
+
+
+def test_untouched_nodules_are_read_from_findings_and_shown_as_pristine(folder: Path) -> None:
+    index = folder.parent / "index.csv"
+    volume = io.read(folder.parent / "scan.mha")
+    center = as_float_triple(index_to_lps_mm(volume.geometry, (5, 40, 44)))
+    write_cases([Case("scan", "p", "scan.mha", "x", "", "train", (Finding(center, 9.0),))], index)
+    nodules = read_untouched(index, "train")
+    assert [nodule.center_zyx for nodule in nodules] == [(5, 40, 44)]
+    places = {nodules[0].place(np.random.default_rng(seed)) for seed in range(40)}
+    reach = nodules[0].reach_z
+    assert {place[0] for place in places} == set(range(5 - reach, 5 + reach + 1)) and reach > 0
+    batch = SliceBatches(read_slices(folder, "train", ["pix2pix"]), 8, 0, 48, untouched=nodules)(0)
+    assert not batch["label"][3::4].any() and not batch["mask"][3::4].any()
+    with pytest.raises(DataError, match="valid"):
+        read_untouched(index, "valid")
 
 
 def test_a_split_or_generator_without_forgeries_is_an_error(folder: Path) -> None:

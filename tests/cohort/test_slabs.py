@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ctguard.cohort.slabs import SHAPES, SlabBatches
-from ctguard.cohort.slices import ForgedScan
+from ctguard.cohort.slices import ForgedScan, Untouched
 from ctguard.core.records import Edit
 from ctguard.io.forgeries import Forgery
 
@@ -67,6 +67,25 @@ def test_what_lies_outside_of_the_scan_is_ignored(scan: ForgedScan) -> None:
     assert outside.any() and not (batch["mask"][outside] > 0).all()
     rows = outside[:, 0].all(dim=1)  # a column outside in one row is so in all rows
     assert rows.any()
+
+
+def test_outside_of_a_block_its_noise_goes_on(scan: ForgedScan) -> None:
+    """A repeated border would have no noise between its pixels, and the scan's level would seem lower than it is."""
+    batch = batches(scan, shapes=((4, 160),))(0)
+    x, outside = batch["x"][3, 0, 0], batch["ignore"][3, 0, 0] > 0
+    assert outside.any()
+    assert float(x[outside].std()) == pytest.approx(30, rel=0.15)
+
+
+def test_untouched_nodules_take_half_of_the_places_in_lung(scan: ForgedScan) -> None:
+    ball = np.full((20, 60, 60), -850, np.int16)
+    ball[10, 28:33, 28:33] = 77
+    nodule = Untouched(replace(scan, hu=ball, forgeries=()), (10, 30, 30), 0)
+    made = batches(scan, shapes=((4, 48),), untouched=(nodule,))
+    shown = np.array([(made(step)["x"][3::4] == 77).flatten(1).any(1).numpy() for step in range(30)])
+    assert 0.3 < shown.mean() < 0.7
+    assert not any(made(step)["label"][3::4].any() for step in range(30))
+    assert not any((made(step)["x"][0::4] == 77).any() for step in range(10))
 
 
 def test_benign_changes_reach_forged_and_pristine_slabs_alike(scan: ForgedScan) -> None:

@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from ctguard.cohort.slices import ForgedScan
+from ctguard.cohort.slices import ForgedScan, Untouched
 from ctguard.core.geometry import FloatTriple
 from ctguard.io.forgeries import Forgery
 
@@ -32,7 +32,8 @@ class SlabBatches:
     """Batches of slabs as a function of the step; every forgery is equally likely, and so is every scan of stand-ins.
 
     Of four slabs one shows a forgery of the data set, one a stand-in, one the same place as one of these in the
-    pristine scan, and one any place of pristine lungs. All slabs of a batch share depth and side.
+    pristine scan, and one any place of pristine lungs, or every second time an untouched nodule, where some are given.
+    All slabs of a batch share depth and side.
 
     stand_in: forges a block of `reach_mm` to each side of a place in lung. None: a second forgery of the data set
         takes its place, so that a detector sees what detectors of slices see.
@@ -48,6 +49,7 @@ class SlabBatches:
     shapes: Sequence[tuple[int, int]] = SHAPES
     benign: float = 0.4
     augment: bool = True
+    untouched: Sequence[Untouched] = ()
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """x HU, mask, ignore: float32 (batch, 1, depth, side, side); label: float32 (batch)."""
@@ -67,6 +69,9 @@ class SlabBatches:
             scan, forgery = self._drawn(rng)
             start = forgery.edit.box_start_zyx
             place = np.add(start, np.asarray(forgery.edit.mask.shape) // 2)
+        elif kind == 3 and self.untouched and rng.random() < 0.5:
+            nodule = self.untouched[int(rng.integers(len(self.untouched)))]
+            scan, place = nodule.scan, np.array(nodule.place(rng))
         else:
             scan = self.scans[int(rng.integers(len(self.scans)))]
             place = _lung_place(scan, rng)
@@ -131,13 +136,20 @@ def _block(scan: ForgedScan, start: NDArray[Any], shape: Sequence[int] | NDArray
 
 
 def _cut(scan: ForgedScan, corner: NDArray[Any], shape: tuple[int, int, int]) -> tuple[Floats, Floats, Floats]:
-    """HU, an empty mask and what lies outside of the scan; the scan's border repeats there."""
+    """HU, an empty mask and what lies outside of the scan, which is mirrored there: repeated borders have no noise."""
     index = [np.arange(c, c + n) for c, n in zip(corner, shape, strict=True)]
-    inside = [np.clip(i, 0, n - 1) for i, n in zip(index, scan.hu.shape, strict=True)]
+    inside = [_mirrored(i, n) for i, n in zip(index, scan.hu.shape, strict=True)]
     hu = scan.hu[np.ix_(*inside)].astype(np.float32)
     outside = [(i != j) for i, j in zip(index, inside, strict=True)]
     ignore = outside[0][:, None, None] | outside[1][None, :, None] | outside[2][None, None, :]
     return hu, np.zeros(shape, np.float32), ignore.astype(np.float32)
+
+
+def _mirrored(index: NDArray[Any], count: int) -> NDArray[Any]:
+    """Indices of any size folded into 0..count-1 at both borders."""
+    period = max(2 * (count - 1), 1)
+    folded = np.mod(index, period)
+    return np.minimum(folded, period - folded) if count > 1 else np.zeros_like(index)
 
 
 def _put(

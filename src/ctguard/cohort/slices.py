@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ctguard.core.console import progress
 from ctguard.core.errors import DataError
-from ctguard.core.geometry import FloatTriple
+from ctguard.core.geometry import FloatTriple, IntTriple, as_int_triple, lps_mm_to_index
 from ctguard.core.records import Edit, Split
 from ctguard.image.box import mask_box
 from ctguard.image.lung import lung_mask
@@ -30,6 +30,24 @@ class ForgedScan:
     spacing_zyx_mm: FloatTriple
     forgeries: tuple[Forgery, ...]
     lung_box: tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, eq=False)
+class Untouched:
+    """A nodule that nobody forged, in a pristine scan or block: without it, a nodule by itself would look forged.
+
+    reach_z: slices on each side of its middle that still show it.
+    """
+
+    scan: ForgedScan
+    center_zyx: IntTriple
+    reach_z: int
+
+    def place(self, rng: np.random.Generator) -> IntTriple:
+        """A voxel on its axis, in one of its slices."""
+        z, y, x = self.center_zyx
+        low, high = max(z - self.reach_z, 0), min(z + self.reach_z, self.scan.hu.shape[0] - 1)
+        return int(rng.integers(low, high + 1)), y, x
 
 
 def read_slices(folder: Path, split: Split, generators: Sequence[str]) -> list[ForgedScan]:
@@ -50,12 +68,30 @@ def read_slices(folder: Path, split: Split, generators: Sequence[str]) -> list[F
     return scans
 
 
+def read_untouched(index: Path, split: Split) -> list[Untouched]:
+    """The nodules of a split's pristine scans or blocks, in memory. Raises DataError where there is none."""
+    cases = [case for case in read_cases(index) if (case.split or "train") == split and case.findings]
+    if not cases:
+        raise DataError(f"no {split} case has a nodule", where=index, remedy="give pristine cases with findings")
+    found = []
+    for case in progress(cases, f"reading untouched {split} nodules", len(cases)):
+        volume = read_case(index, case)
+        whole = (slice(0, volume.hu.shape[0]), slice(0, volume.hu.shape[1]), slice(0, volume.hu.shape[2]))
+        scan = ForgedScan(volume.hu, volume.geometry.spacing_zyx_mm, (), whole)
+        for finding in case.findings:
+            center = np.rint(lps_mm_to_index(volume.geometry, finding.center_lps_mm))
+            reach = round(finding.diameter_mm / 2 / volume.geometry.spacing_zyx_mm[0])
+            found.append(Untouched(scan, as_int_triple(center), reach))
+    return found
+
+
 @dataclass(frozen=True)
 class SliceBatches:
     """Batches of patches as a function of the step; every forgery is equally likely.
 
     Half of a batch shows an edit; a quarter the same place of the pristine scan, so that content tells nothing; a
-    quarter a random place of the pristine lungs. Flips and right-angle turns augment.
+    quarter a random place of the pristine lungs, or every second time an untouched nodule, where some are given.
+    Flips and right-angle turns augment.
     """
 
     scans: Sequence[ForgedScan]
@@ -63,6 +99,7 @@ class SliceBatches:
     seed: int
     patch: int = 128
     augment: bool = True
+    untouched: Sequence[Untouched] = ()
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """x HU, mask, ignore: float32 (batch, 1, patch, patch); label: float32 (batch)."""
@@ -86,11 +123,15 @@ class SliceBatches:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """HU, mask and ignore (outside of the scan) of one patch. kind 0, 1: forged; 2: same place; 3: any lung."""
         edit = forgery.edit
-        if kind == 3:
+        reach = self.patch // 4
+        if kind == 3 and self.untouched and rng.random() < 0.5:
+            nodule = self.untouched[int(rng.integers(len(self.untouched)))]
+            scan = nodule.scan
+            z, y, x = (int(v) for v in np.add(nodule.place(rng), (0, *rng.integers(-reach, reach + 1, 2))))
+        elif kind == 3:
             z, y, x = (int(rng.integers(side.start, side.stop)) for side in scan.lung_box)
         else:
             z = _edited_slice(edit, rng)
-            reach = self.patch // 4
             y, x = (
                 start + n // 2 + int(rng.integers(-reach, reach + 1))
                 for start, n in zip(edit.box_start_zyx[1:], edit.mask.shape[1:], strict=True)

@@ -52,12 +52,16 @@ CHANNELS = IN_PLANE + 2
 def residuals(hu: Tensor) -> Tensor:
     """HU (b, 1, z, y, x) to residuals (b, CHANNELS, z, y, x), of unit gain on white noise; borders repeat."""
     b, _, z, y, x = hu.shape
-    planes = F.pad(hu.transpose(1, 2).reshape(b * z, 1, y, x), (2, 2, 2, 2), mode="replicate")
-    found = F.conv2d(planes, _kernels().to(hu)).reshape(b, z, IN_PLANE, y, x).transpose(1, 2)
+    found = hu.new_empty(b, CHANNELS, z, y, x)
+    kernels = _kernels().to(hu)
+    for plane in range(z):  # one at a time: a copy of a wide block with all its channels is what memory goes into
+        padded = F.pad(hu[:, :, plane], (2, 2, 2, 2), mode="replicate")
+        found[:, :IN_PLANE, plane] = F.conv2d(padded, kernels)
     before = torch.cat((hu[:, :, :1], hu[:, :, :-1]), dim=2)
     after = torch.cat((hu[:, :, 1:], hu[:, :, -1:]), dim=2)
-    first, second = (after - hu) / 2**0.5, (before - 2 * hu + after) / 6**0.5
-    return torch.cat((found, first, second), dim=1)
+    found[:, IN_PLANE] = ((after - hu) / 2**0.5)[:, 0]
+    found[:, IN_PLANE + 1] = ((before - 2 * hu + after) / 6**0.5)[:, 0]
+    return found
 
 
 def aerated_weight(hu: Tensor) -> Tensor:
@@ -78,8 +82,12 @@ def normalised(found: Tensor, weight: Tensor) -> Tensor:
     """
     enough = weight.sum(dim=(1, 2, 3, 4), keepdim=True) >= _LEAST_VOXELS
     used = torch.where(enough, weight, torch.ones_like(weight))
-    power = (found.square() * used).sum(dim=(2, 3, 4), keepdim=True) / used.sum(dim=(2, 3, 4), keepdim=True)
-    return (found / power.sqrt().clamp(min=1.0)).clamp(-_CLIP, _CLIP)
+    over = used.sum(dim=(2, 3, 4), keepdim=True)
+    noise = []
+    for one in torch.split(found, 1, dim=1):
+        power = (one.square() * used).sum(dim=(2, 3, 4), keepdim=True) / over
+        noise.append((one / power.sqrt().clamp(min=1.0)).clamp(-_CLIP, _CLIP))
+    return torch.cat(noise, dim=1)
 
 
 def energies(noise: Tensor, weight: Tensor) -> Tensor:
@@ -88,11 +96,15 @@ def energies(noise: Tensor, weight: Tensor) -> Tensor:
     First the energy of all tissue in 6 pixels, then that of aerated lung in 14, which is 0 where there is none.
     Odd sides are rounded up.
     """
-    square = noise.square()
-    near = torch.log(_mean(in_cells(square), NEAR) + _FLOOR)
     share = _mean(in_cells(weight), WIDE)
-    wide = torch.log(_mean(in_cells(square * weight), WIDE) / share.clamp(min=_LEAST_SHARE) + _FLOOR)
-    return torch.cat((near, torch.where(share >= _LEAST_SHARE, wide, torch.zeros_like(wide))), dim=1)
+    lung = share >= _LEAST_SHARE
+    near, wide = [], []
+    for one in torch.split(noise, 1, dim=1):
+        square = one.square()
+        near.append(torch.log(_mean(in_cells(square), NEAR) + _FLOOR))
+        inside = torch.log(_mean(in_cells(square * weight), WIDE) / share.clamp(min=_LEAST_SHARE) + _FLOOR)
+        wide.append(torch.where(lung, inside, torch.zeros_like(inside)))
+    return torch.cat((*near, *wide), dim=1)
 
 
 def in_cells(values: Tensor) -> Tensor:

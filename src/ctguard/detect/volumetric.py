@@ -28,11 +28,11 @@ class _Level(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm3d(outputs) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norms[0](self.first(x)))
-        x = F.relu(self.norms[1](self.second(x)))
+        x = F.relu(self.norms[0](self.first(x)), inplace=True)
+        x = F.relu(self.norms[1](self.second(x)), inplace=True)
         # the first and the last slice stand for their missing neighbours, in a single slice for both
         stacked = torch.cat((x[:, :, :1], x, x[:, :, -1:]), dim=2)
-        return F.relu(x + self.norms[2](self.between(stacked)))
+        return F.relu(x + self.norms[2](self.between(stacked)), inplace=True)
 
 
 class Volumetric(Detector):
@@ -79,6 +79,22 @@ class Volumetric(Detector):
 
     def map_logit(self, x: Tensor) -> Tensor:
         """HU (b, 1, z, y, x) to the logit (b, 1, z, y, x) of each voxel being forged."""
+        y = self._cells(x)
+        rows, columns = y.shape[-2:]
+        skips = []
+        for level in self.down:
+            y = level(y)
+            skips.append(y)
+            y = F.max_pool3d(y, (1, 2, 2), ceil_mode=True)
+        y = self.bottom(y)
+        for level in self.up:
+            y = level(_joined(skips.pop(), y))
+        logit: Tensor = self.head(y)
+        logit = F.interpolate(logit.float(), size=(x.shape[-3], 2 * rows, 2 * columns), mode="trilinear")
+        return logit[..., : x.shape[-2], : x.shape[-1]]
+
+    def _cells(self, x: Tensor) -> Tensor:
+        """HU (b, 1, z, y, x) to what the U-Net sees of each cell, (b, c, z, y / 2, x / 2)."""
         with torch.autocast(x.device.type, enabled=False):
             hu = x.float().clamp(min=-1100.0)
             weight = noise_features.aerated_weight(hu)
@@ -89,20 +105,7 @@ class Volumetric(Detector):
         rows, columns = energy.shape[-2:]
         if (2 * rows, 2 * columns) != tuple(x.shape[-2:]):
             pixels = F.pad(pixels, (0, 2 * columns - x.shape[-1], 0, 2 * rows - x.shape[-2], 0, 0), mode="replicate")
-        y = torch.cat((F.relu(self.stem_norm(self.stem(pixels))), energy.to(x.dtype)), dim=1)
-        skips = []
-        for level in self.down:
-            y = level(y)
-            skips.append(y)
-            y = F.max_pool3d(y, (1, 2, 2), ceil_mode=True)
-        y = self.bottom(y)
-        for level in self.up:
-            skip = skips.pop()
-            y = F.interpolate(y, size=skip.shape[-3:], mode="nearest")
-            y = level(torch.cat((skip, y), dim=1))
-        logit: Tensor = self.head(y)
-        logit = F.interpolate(logit.float(), size=(x.shape[-3], 2 * rows, 2 * columns), mode="trilinear")
-        return logit[..., : x.shape[-2], : x.shape[-1]]
+        return torch.cat((F.relu(self.stem_norm(self.stem(pixels))), energy.to(x.dtype)), dim=1)
 
     def score_logit(self, map_logit: Tensor, ignore: Tensor | None = None) -> Tensor:
         """The maximum (b) of the map smoothed in each slice, over the voxels that are not ignored."""
@@ -121,3 +124,8 @@ class Volumetric(Detector):
         bce, dice = pixel_loss(logit, mask, counted), dice_loss(logit, mask, counted)
         score = maximum_score_loss(logit[:, 0], self.smooth, batch["label"].float(), counted[:, 0])
         return {"loss": bce + dice + self.score_weight * score, "bce": bce, "dice": dice, "score": score}
+
+
+def _joined(skip: Tensor, deep: Tensor) -> Tensor:
+    """A level's own channels and those of the level below it, enlarged."""
+    return torch.cat((skip, F.interpolate(deep, size=skip.shape[-3:], mode="nearest")), dim=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from torch import nn
 from ctguard.bench.calibration import find_threshold
 from ctguard.bench.detection import score_pristine
 from ctguard.cohort.slabs import SHAPES, SlabBatches
-from ctguard.cohort.slices import SliceBatches, read_slices
+from ctguard.cohort.slices import ForgedScan, SliceBatches, Untouched, read_slices, read_untouched
 from ctguard.core.errors import RecipeError
+from ctguard.core.records import Split
 from ctguard.core.threshold import Threshold
 from ctguard.io.cases import read_cases
 from ctguard.io.forgeries import read_manifest
@@ -23,32 +23,25 @@ from ctguard.train.fit import Batch
 from ctguard.train.recipe import Recipe
 from ctguard.training.material import Material, named
 
+_SPLITS: tuple[Split, ...] = ("train", "valid")
+
 
 def detector_material(recipe: Recipe, data: Sequence[Path], dims: int) -> Material:
-    """Patches for a 2-D detector, slabs for a 3-D one, from one folder of forgeries.
+    """Patches for a 2-D detector, slabs for a 3-D one, from a folder of forgeries and indexes of untouched nodules.
 
     data_settings: generators whose forgeries are taken; stand_ins, whether forgeries made in memory by other chains are
     shown, too (only to 3-D detectors, unless it is given); patch, the side of 2-D patches; valid_batches (16).
     Raises DataError where a split is empty.
     """
-    if len(data) != 1:
-        raise RecipeError("a detector is trained on one folder of forgeries", remedy="give --data once")
+    if not data:
+        raise RecipeError("a detector is trained on a folder of forgeries", remedy="give --data")
     settings = dict(recipe.data_settings)
     generators = tuple(settings.get("generators", ("pix2pix", "copy-move")))
-    patch = int(settings.get("patch", 128))
-    scans = {split: read_slices(data[0], split, generators) for split in ("train", "valid")}
     stand_ins = bool(settings.get("stand_ins", dims == 3))
-    batches: Callable[[int], Batch]
-    held_out: Callable[[int], Batch]
-    if dims == 2 and not stand_ins:
-        batches = SliceBatches(scans["train"], recipe.batch, recipe.seed, patch)
-        held_out = SliceBatches(scans["valid"], recipe.batch, recipe.seed + 1, patch, augment=False)
-    else:
-        shapes = SHAPES if dims == 3 else ((1, patch),)
-        stand_in = forge_stand_in if stand_ins else None
-        slabs = SlabBatches(scans["train"], recipe.batch, recipe.seed, stand_in, REACH_MM, shapes)
-        unseen = replace(slabs, scans=scans["valid"], seed=recipe.seed + 1, augment=False)
-        batches, held_out = (slabs, unseen) if dims == 3 else (partial(_flat, slabs), partial(_flat, unseen))
+    scans = {split: read_slices(data[0], split, generators) for split in _SPLITS}
+    untouched = {split: [nodule for index in data[1:] for nodule in read_untouched(index, split)] for split in _SPLITS}
+    batches = _batches(recipe, dims, stand_ins, scans["train"], untouched["train"])
+    held_out = _batches(recipe, dims, stand_ins, scans["valid"], untouched["valid"], held_out=True)
 
     def validate(model: nn.Module) -> dict[str, float]:
         return judge_detector(model, [held_out(step) for step in range(int(settings.get("valid_batches", 16)))])
@@ -62,11 +55,32 @@ def detector_material(recipe: Recipe, data: Sequence[Path], dims: int) -> Materi
     cases = read_cases(read_manifest(data[0])[0])
     lines = [
         f"{split}: {len(s)} scans, {sum(len(x.forgeries) for x in s)} forgeries by {', '.join(generators)}"
-        f"{' and stand-ins' if stand_ins else ''} "
+        f"{' and stand-ins' if stand_ins else ''}"
+        f"{f', {len(untouched[split])} untouched nodules more' if untouched[split] else ''} "
         f"({', '.join(sorted({named(case.collection) for case in cases if case.split == split}))})"
         for split, s in scans.items()
     ]
     return Material(batches, validate, against, "; ".join(lines), lambda module: _calibrate(module, data[0]))
+
+
+def _batches(
+    recipe: Recipe,
+    dims: int,
+    stand_ins: bool,
+    scans: Sequence[ForgedScan],
+    untouched: Sequence[Untouched],
+    *,
+    held_out: bool = False,
+) -> Callable[[int], Batch]:
+    """Patches of slices where neither the detector nor its stand-ins need depth; otherwise slabs."""
+    patch, seed = int(recipe.data_settings.get("patch", 128)), recipe.seed + held_out
+    if dims == 2 and not stand_ins:
+        return SliceBatches(scans, recipe.batch, seed, patch, augment=not held_out, untouched=untouched)
+    stand_in, shapes = forge_stand_in if stand_ins else None, SHAPES if dims == 3 else ((1, patch),)
+    slabs = SlabBatches(
+        scans, recipe.batch, seed, stand_in, REACH_MM, shapes, augment=not held_out, untouched=untouched
+    )
+    return slabs if dims == 3 else partial(_flat, slabs)
 
 
 def _flat(slabs: SlabBatches, step: int) -> Batch:

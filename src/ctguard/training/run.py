@@ -46,7 +46,7 @@ def train(
 ) -> Card:
     """Train a recipe and write NAME.safetensors and NAME.json into `out`.
 
-    data: index CSVs (generators, protectors) or one folder of forgeries (detectors). init: weights to start from.
+    data: index CSVs; for detectors a folder of forgeries, and index CSVs of untouched nodules after it. init: weights to start from.
     Raises RecipeError, DataError, ModelError.
     """
     recipe = read_recipe(recipe_path, size)
