@@ -16,7 +16,7 @@ shift $(($# < 3 ? $# : 3))
 here=$(cd "$(dirname "$0")/.." && pwd)
 export PATH="$here/.venv/bin:$PATH" OMP_NUM_THREADS=1
 jobs=${JOBS:-2}
-protectors=${PROTECTORS:-noise,ascent:steps=50,ascent,seal:budget=3,mitsgan,mitsgan-paper,tafim,tafim-global,shield:budget=12}
+protectors=${PROTECTORS:-noise,ascent:steps=50,ascent,seal:budget=3,mitsgan,mitsgan-paper,tafim,tafim-global,shield:budget=12,shield+seal:budget=12}
 mkdir -p "$out"
 
 # 1. Patients. The same seeds give the same bytes on every machine.

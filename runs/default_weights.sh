@@ -38,6 +38,9 @@ ctguard phantom "$out/big_R01" --patients 200 --seed 8000 --min-mm 14 --into "$s
 ctguard phantom "$out/big_B" --patients 60 --seed 8300 --min-mm 14 --into "$series/Lung_Dx-A0001_B"
 ctguard phantom "$out/big_L" --patients 60 --seed 8400 --min-mm 14 --into "$series/Lung_Dx-A0001_L"
 
+# Blocks of other patients, of another phantom style: for the malignancy scorer, and as nodules that nobody touched.
+ctguard phantom "$out/blocks" --blocks --patients 520 --seed 700000 --style 1
+
 # 3. One index of the real series, and one of everything that the detector learns from.
 python - "$out" "$series" <<'PY'
 import os
@@ -85,16 +88,16 @@ cp "$out"/{pix2pix,cyclegan,diffusion}_*/{pix2pix,cyclegan,diffusion}_*.{safeten
 ctguard synth "$out/all.csv" "$out/forged" --generators pix2pix,cyclegan,diffusion,copy-move --injections 2 --anywhere --any-rating \
   --plain-sites 24 --seed 1 --jobs 2
 
-# 6. Detectors; their thresholds come from the pristine validation patients. TruFor looks at the extractor's residual.
+# 6. Detectors, which see untouched nodules too; their thresholds come from the pristine validation patients. TruFor looks at the extractor's residual.
 ctguard train "$here/recipes/residual.toml" --data "$out/train/index.csv" --data "$out/real.csv" --out "$out/residual" --resume
 cp "$out"/residual/residual.{safetensors,json} "$here/src/ctguard/weights/"
 for detector in unet xception hpfcn mvssnet mantranet trufor volumetric; do
-  ctguard train "$here/recipes/$detector.toml" --data "$out/forged" --out "$out/$detector" --resume
+  ctguard train "$here/recipes/$detector.toml" --data "$out/forged" --data "$out/blocks/index.csv" \
+    --out "$out/$detector" --resume
   cp "$out/$detector/$detector".{safetensors,json} "$here/src/ctguard/weights/"
 done
 
-# 7. Malignancy scorer: blocks of other patients, of another phantom style.
-ctguard phantom "$out/blocks" --blocks --patients 520 --seed 700000 --style 1
+# 7. Malignancy scorer.
 ctguard train "$here/recipes/cad.toml" --data "$out/blocks/index.csv" --out "$out/cad" --resume
 cp "$out"/cad/cad.{safetensors,json} "$here/src/ctguard/weights/"
 

@@ -105,6 +105,8 @@ def test_a_detector_trains_and_is_calibrated_on_pristine_validation_scans(tmp_pa
         train(recipe(tmp_path, GENERATOR), [index], tmp_path / "none", changes=Changes(generators=("pix2pix",)))
     with pytest.raises(RecipeError, match="one folder"):
         train(recipe(tmp_path, DETECTOR), [tmp_path / "set", tmp_path / "set"], tmp_path / "other")
+    beside = train(recipe(tmp_path, DETECTOR), [tmp_path / "set", index], tmp_path / "beside")
+    assert ", 1 untouched nodules more" in beside.data and beside.sha256 != card.sha256
 
 
 def io_cases(index: Path) -> list[Case]:

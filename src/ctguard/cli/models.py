@@ -14,7 +14,9 @@ from ctguard.train.recipe import Size
 @verb
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe: a .toml of the recipes folder, or your own.")],
-    data: Annotated[list[Path], typer.Option(help="Generators: an index; may be repeated. Detectors: forgeries.")],
+    data: Annotated[
+        list[Path], typer.Option(help="An index; may be repeated. Detectors: forgeries, then untouched nodules.")
+    ],
     out: Annotated[Path, typer.Option(help="The run folder.")],
     size: Annotated[Size, typer.Option(help="Which size of the recipe.")] = "cpu",
     generators: Annotated[

@@ -33,8 +33,11 @@ def detector_material(recipe: Recipe, data: Sequence[Path], dims: int) -> Materi
     shown, too (only to 3-D detectors, unless it is given); patch, the side of 2-D patches; valid_batches (16).
     Raises DataError where a split is empty.
     """
-    if not data:
-        raise RecipeError("a detector is trained on a folder of forgeries", remedy="give --data")
+    if not data or any(path.is_dir() for path in data[1:]):
+        raise RecipeError(
+            "a detector is trained on one folder of forgeries",
+            remedy="give it first, then indexes of untouched nodules",
+        )
     settings = dict(recipe.data_settings)
     generators = tuple(settings.get("generators", ("pix2pix", "copy-move")))
     stand_ins = bool(settings.get("stand_ins", dims == 3))

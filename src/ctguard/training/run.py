@@ -46,7 +46,8 @@ def train(
 ) -> Card:
     """Train a recipe and write NAME.safetensors and NAME.json into `out`.
 
-    data: index CSVs; for detectors a folder of forgeries, and index CSVs of untouched nodules after it. init: weights to start from.
+    data: index CSVs; for detectors a folder of forgeries, then index CSVs of untouched nodules. init: weights to start
+        from.
     Raises RecipeError, DataError, ModelError.
     """
     recipe = read_recipe(recipe_path, size)
