@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,14 +24,16 @@ from ctguard.train.fit import Batch
 from ctguard.train.recipe import Recipe
 from ctguard.training.material import Material, named
 
+PRISTINE_CSV = "pristine.csv"
 _SPLITS: tuple[Split, ...] = ("train", "valid")
 
 
-def detector_material(recipe: Recipe, data: Sequence[Path], dims: int) -> Material:
+def detector_material(recipe: Recipe, data: Sequence[Path], dims: int, out: Path) -> Material:
     """Patches for a 2-D detector, slabs for a 3-D one, from a folder of forgeries and indexes of untouched nodules.
 
     data_settings: generators whose forgeries are taken; stand_ins, whether forgeries made in memory by other chains are
     shown, too (only to 3-D detectors, unless it is given); patch, the side of 2-D patches; valid_batches (16).
+    out: gets pristine.csv, the score of each scan that the threshold was found on.
     Raises DataError where a split is empty.
     """
     if not data or any(path.is_dir() for path in data[1:]):
@@ -63,7 +66,7 @@ def detector_material(recipe: Recipe, data: Sequence[Path], dims: int) -> Materi
         f"({', '.join(sorted({named(case.collection) for case in cases if case.split == split}))})"
         for split, s in scans.items()
     ]
-    return Material(batches, validate, against, "; ".join(lines), lambda module: _calibrate(module, data[0]))
+    return Material(batches, validate, against, "; ".join(lines), lambda module: _calibrate(module, data[0], out))
 
 
 def _batches(
@@ -114,9 +117,13 @@ def judge_detector(model: nn.Module, batches: Sequence[Batch]) -> dict[str, floa
     return {"score": f1, "f1": f1, "iou": hit / max(hit + false + missed, 1), "patch_accuracy": accuracy}
 
 
-def _calibrate(module: nn.Module, folder: Path) -> tuple[Threshold, str]:
+def _calibrate(module: nn.Module, folder: Path, out: Path) -> tuple[Threshold, str]:
     """The threshold of whole pristine validation scans, and how it was found."""
     index, _ = read_manifest(folder)
     cases = [case for case in read_cases(index) if case.split == "valid"]
     rows = score_pristine(module, index, cases)
+    with (out / PRISTINE_CSV).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("scan_id", "score", "searched_ml"))
+        writer.writerows((row.scan_id, repr(row.score), f"{row.searched_ml:.1f}") for row in rows)
     return find_threshold([(row.score, row.searched_ml) for row in rows])

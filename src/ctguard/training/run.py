@@ -65,7 +65,7 @@ def train(
     elif kind == "protector":
         material = protector_material(recipe, data, module, out)  # type: ignore[arg-type]
     else:
-        material = detector_material(recipe, data, module.dims)  # type: ignore[arg-type]
+        material = detector_material(recipe, data, module.dims, out)  # type: ignore[arg-type]
     started_from = _take_parts(module, recipe) if init is None else {}
     notes = [SURROGATE] if kind == "scorer" else []
     if init is not None:
