@@ -95,9 +95,9 @@ def _flat(slabs: SlabBatches, step: int) -> Batch:
 
 
 def judge_detector(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
-    """Pixel F1 and IoU at 0.5 pooled over patches, and balanced accuracy of patch scores; "score" is F1.
+    """Pixel F1 and IoU at 0.5 pooled over patches, and balanced accuracy of patch scores.
 
-    Of a detector that does not localise, the accuracy is the score and all there is.
+    "score" is the mean of F1 and that accuracy: F1 alone says little of false alarms on whole pristine scans. Of a detector that does not localise, the accuracy is the score and all there is.
     """
     hit = false = missed = 0.0
     right: dict[int, list[float]] = {0: [], 1: []}
@@ -114,7 +114,8 @@ def judge_detector(model: nn.Module, batches: Sequence[Batch]) -> dict[str, floa
     accuracy = float(np.mean([np.mean(values) for values in right.values() if values]))
     if not getattr(model, "localises", True):
         return {"score": accuracy, "patch_accuracy": accuracy}
-    return {"score": f1, "f1": f1, "iou": hit / max(hit + false + missed, 1), "patch_accuracy": accuracy}
+    iou = hit / max(hit + false + missed, 1)
+    return {"score": (f1 + accuracy) / 2, "f1": f1, "iou": iou, "patch_accuracy": accuracy}
 
 
 def _calibrate(module: nn.Module, folder: Path, out: Path) -> tuple[Threshold, str]:
