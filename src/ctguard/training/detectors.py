@@ -97,7 +97,8 @@ def _flat(slabs: SlabBatches, step: int) -> Batch:
 def judge_detector(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
     """Pixel F1 and IoU at 0.5 pooled over patches, and balanced accuracy of patch scores.
 
-    "score" is the mean of F1 and that accuracy: F1 alone says little of false alarms on whole pristine scans. Of a detector that does not localise, the accuracy is the score and all there is.
+    "score" is the mean of F1 and that accuracy: F1 alone says little of false alarms on whole pristine scans. Of a
+    detector that does not localise, the accuracy is the score and all there is.
     """
     hit = false = missed = 0.0
     right: dict[int, list[float]] = {0: [], 1: []}
