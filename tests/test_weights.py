@@ -13,9 +13,7 @@ from ctguard.train.checkpoint import read_card
 PENDING = {
     "xception",
     "hpfcn",
-    "mvssnet",
     "mantranet",
-    "trufor",
     "mitsgan_gradient",
     "mitsgan_paper",
     "tafim",
