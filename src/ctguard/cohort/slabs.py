@@ -29,7 +29,10 @@ _TRIES = 20
 
 @dataclass(frozen=True)
 class SlabBatches:
-    """Batches of slabs as a function of the step; every forgery is equally likely, and so is every scan of stand-ins.
+    """Batches of slabs as a function of the step; every forgery is equally likely.
+
+    A scan of which more was forged is seen more often in all that follows, so that few real series with many forgeries
+    are not lost among many phantoms.
 
     Of four slabs one shows a forgery of the data set, one a stand-in, one the same place as one of these in the
     pristine scan, and one any place of pristine lungs, or every second time an untouched nodule, where some are given.
@@ -73,7 +76,7 @@ class SlabBatches:
             nodule = self.untouched[int(rng.integers(len(self.untouched)))]
             scan, place = nodule.scan, np.array(nodule.place(rng))
         else:
-            scan = self.scans[int(rng.integers(len(self.scans)))]
+            scan, _ = self._drawn(rng)
             place = _lung_place(scan, rng)
         zoom = float(rng.uniform(*_ZOOM)) if self.augment and rng.random() < self.benign else 1.0
         crop = round(side * zoom)
