@@ -183,6 +183,20 @@ def test_each_drawn_scan_holds_a_nodule_inside(patient: Patient) -> None:
                 assert (edge * scan.geometry.spacing_zyx_mm >= 16).all()
 
 
+def test_thick_slices_show_the_same_place_with_less_noise(patient: Patient) -> None:
+    thin, thick = draw_acquisition(patient, "small", SEED), draw_acquisition(patient, "small", SEED, 5.0)
+    assert (thick.dose_mas, thick.kernel) == (thin.dose_mas, thin.kernel)
+    assert thick.geometry.spacing_zyx_mm == (5.0, *thin.geometry.spacing_zyx_mm[1:])
+    extents = [scan.geometry.shape_zyx[0] * scan.geometry.spacing_zyx_mm[0] for scan in (thin, thick)]
+    assert extents[1] == pytest.approx(extents[0], rel=0.1)
+    seen = [render(patient, replace(scan, seed=1)).hu for scan in (thin, thick)]
+    clean = [render(patient, scan, noise=False).hu for scan in (thin, thick)]
+    noise = [np.std(hu - bare) for hu, bare in zip(seen, clean, strict=True)]
+    assert noise[1] < 0.8 * noise[0]
+    with pytest.raises(RecipeError, match="no volume of this size"):
+        draw_acquisition(patient, "small", SEED, 40.0)
+
+
 def test_lung_sites_lie_in_lung_away_from_nodules(patient: Patient) -> None:
     scan = draw_acquisition(patient, "bench", SEED)
     rng = np.random.default_rng(0)
@@ -210,6 +224,14 @@ def test_oblique_grids_are_refused(patient: Patient, acquisition: Acquisition) -
     geometry = Geometry((4, 16, 16), (1.0, 1.0, 1.0), axes_lps=tilted)
     with pytest.raises(GeometryError, match="axial"):
         render(patient, replace(acquisition, geometry=geometry))
+
+
+def test_a_cohort_of_thick_slices_refuses_the_folder_of_another(tmp_path: Path) -> None:
+    index = write_cohort(tmp_path, 1, "small", first_seed=SEED, slice_mm=5.0)
+    volume = io.read(tmp_path / read_cases(index)[0].path)
+    assert volume.geometry.spacing_zyx_mm[0] == 5.0
+    with pytest.raises(WriteError, match="other settings"):
+        write_cohort(tmp_path, 1, "small", first_seed=SEED)
 
 
 def test_cohort_is_indexed_split_and_resumed(tmp_path: Path) -> None:

@@ -124,6 +124,10 @@ def phantom(
     blocks: Annotated[
         bool, typer.Option("--blocks", help="Only 56 mm blocks with and without a nodule, for the malignancy scorer.")
     ] = False,
+    slice_mm: Annotated[
+        float | None,
+        typer.Option(min=0.5, max=10, help="Spacing and thickness of all slices, mm; else of the size, and drawn."),
+    ] = None,
     style: Annotated[int, typer.Option(min=0, max=1, help="1: other anatomy and texture, to test transfer.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the first patient; the next one has the next seed.")] = 0,
     split: Annotated[
@@ -136,6 +140,8 @@ def phantom(
     """Synthetic chest CT patients with nodules, and their index."""
     if blocks and (into is not None or format != "mha"):
         raise typer.BadParameter("it does not go together with --into or --format", param_hint="--blocks")
+    if slice_mm is not None and (blocks or into is not None):
+        raise typer.BadParameter("it does not go together with --blocks or --into", param_hint="--slice-mm")
     if into is None and (at_wall or min_mm != 8.0):
         raise typer.BadParameter("it goes with --into", param_hint="--at-wall" if at_wall else "--min-mm")
     if blocks:
@@ -146,7 +152,15 @@ def phantom(
         from ctguard.phantom.patients import write_cohort
 
         index_csv = write_cohort(
-            out, patients, size, first_seed=seed, style=style, jobs=jobs, format=format, split=split
+            out,
+            patients,
+            size,
+            first_seed=seed,
+            style=style,
+            jobs=jobs,
+            format=format,
+            split=split,
+            slice_mm=slice_mm,
         )
     elif (format, style, jobs) != ("mha", 0, 1):
         raise typer.BadParameter("it does not go together with --format, --style or --jobs", param_hint="--into")

@@ -128,10 +128,11 @@ def draw_patient(seed: int, style: int = 0) -> Patient:
     return Patient(seed, style, anatomy, nodules)
 
 
-def draw_acquisition(patient: Patient, size: str, seed: int) -> Acquisition:
+def draw_acquisition(patient: Patient, size: str, seed: int, slice_mm: float | None = None) -> Acquisition:
     """An acquisition at random; its field of view holds at least one nodule, with 20 mm around it where it can.
 
-    Raises RecipeError for an unknown size.
+    slice_mm: spacing and thickness of slices instead of the size's spacing and a drawn thickness; their number changes,
+        the field of view stays. Raises RecipeError for an unknown size, or slices too thick to make a volume of.
     """
     if size not in SIZES:
         raise RecipeError(f"there is no phantom size {size!r}", remedy=f"give one of {', '.join(SIZES)}")
@@ -141,7 +142,13 @@ def draw_acquisition(patient: Patient, size: str, seed: int) -> Acquisition:
     dose = float(np.exp(rng.uniform(np.log(40), np.log(240))))
     thickness = chosen.spacing_zyx_mm[0] * float(rng.choice([1.0, 1.25, 1.6, 2.0]))
     origin = _origin(patient, chosen, rng)
-    geometry = Geometry(chosen.shape_zyx, chosen.spacing_zyx_mm, origin)
+    shape, spacing = chosen.shape_zyx, chosen.spacing_zyx_mm
+    if slice_mm is not None:
+        count = round(shape[0] * spacing[0] / slice_mm) if slice_mm > 0 else 0
+        if count < 4:
+            raise RecipeError(f"slices of {slice_mm} mm make no volume of this size", remedy="give thinner ones")
+        shape, spacing, thickness = (count, *shape[1:]), (slice_mm, *spacing[1:]), slice_mm
+    geometry = Geometry(shape, spacing, origin)
     return Acquisition(size, geometry, round(dose, 1), kernel, thickness, int(rng.integers(2**31)))
 
 
@@ -286,11 +293,13 @@ def write_cohort(
     jobs: int = 1,
     format: str = "mha",
     split: Split | None = None,
+    slice_mm: float | None = None,
 ) -> Path:
     """Render patients of seeds first_seed, first_seed + 1, … into `out` and write index.csv; return its path.
 
     Scans that are already there are kept, so that a killed run goes on where it stopped; the same seed gives the
-    same bytes. Findings have malignancy 1 (benign) or 5. split: of all patients, instead of `split_of`.
+    same bytes. Findings have malignancy 1 (benign) or 5. split: of all patients, instead of `split_of`. slice_mm: as
+    in `draw_acquisition`.
 
     Raises RecipeError for wrong arguments and WriteError where `out` holds a cohort made with others.
     """
@@ -301,9 +310,10 @@ def write_cohort(
     if format not in FORMATS:
         raise RecipeError(f"there is no cohort format {format!r}", remedy=f"give one of {', '.join(FORMATS)}")
     out = Path(out)
-    _claim(out, {"size": size, "style": style, "format": format, "first_seed": first_seed})
+    settings: dict[str, int | float | str] = {"size": size, "style": style, "format": format, "first_seed": first_seed}
+    _claim(out, settings if slice_mm is None else {**settings, "slice_mm": slice_mm})
     seeds = range(first_seed, first_seed + patients)
-    make = partial(_make_case, out=out, size=size, style=style, format=format)
+    make = partial(_make_case, out=out, size=size, style=style, format=format, slice_mm=slice_mm)
     cases = []
     for order, result in enumerate(map_cases(make, seeds, jobs=jobs, label="phantom")):
         case = result.unwrap()
@@ -312,7 +322,7 @@ def write_cohort(
     return out / "index.csv"
 
 
-def _claim(out: Path, settings: dict[str, int | str]) -> None:
+def _claim(out: Path, settings: dict[str, int | float | str]) -> None:
     """Write down how the cohort in `out` is made; refuse a folder that holds another one."""
     record = out / "phantom.json"
     try:
@@ -326,9 +336,9 @@ def _claim(out: Path, settings: dict[str, int | str]) -> None:
         raise WriteError("it holds a cohort made with other settings", where=record, remedy="give another folder")
 
 
-def _make_case(seed: int, out: Path, size: str, style: int, format: str) -> Case:
+def _make_case(seed: int, out: Path, size: str, style: int, format: str, slice_mm: float | None) -> Case:
     patient = draw_patient(seed, style)
-    acquisition = draw_acquisition(patient, size, seed)
+    acquisition = draw_acquisition(patient, size, seed, slice_mm)
     name = patient.name if format == "dicom" else f"{patient.name}.{format}"
     if not (out / name).exists():
         io.write(render(patient, acquisition), out / name)
