@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ctguard import io
-from ctguard.phantom.patients import write_cohort
+from ctguard.phantom.patients import CohortPlan, write_cohort
 from tests.cli.runner import run
 from tests.cli.scans import small_volume
 
@@ -24,7 +24,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cohort(tmp_path_factory.mktemp("cohort"), 1, "small", first_seed=13).parent
+    return write_cohort(tmp_path_factory.mktemp("cohort"), 1, CohortPlan("small"), first_seed=13).parent
 
 
 def test_info_tells_grid_marks_and_signature(series: Path, capfd: Capture) -> None:

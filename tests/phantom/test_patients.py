@@ -18,6 +18,7 @@ from ctguard.io.cases import case_path, read_cases
 from ctguard.phantom.anatomy import lungs
 from ctguard.phantom.patients import (
     Acquisition,
+    CohortPlan,
     Patient,
     draw_acquisition,
     draw_lung_site,
@@ -227,15 +228,15 @@ def test_oblique_grids_are_refused(patient: Patient, acquisition: Acquisition) -
 
 
 def test_a_cohort_of_thick_slices_refuses_the_folder_of_another(tmp_path: Path) -> None:
-    index = write_cohort(tmp_path, 1, "small", first_seed=SEED, slice_mm=5.0)
+    index = write_cohort(tmp_path, 1, CohortPlan("small", slice_mm=5.0), first_seed=SEED)
     volume = io.read(tmp_path / read_cases(index)[0].path)
     assert volume.geometry.spacing_zyx_mm[0] == 5.0
     with pytest.raises(WriteError, match="other settings"):
-        write_cohort(tmp_path, 1, "small", first_seed=SEED)
+        write_cohort(tmp_path, 1, CohortPlan("small"), first_seed=SEED)
 
 
 def test_cohort_is_indexed_split_and_resumed(tmp_path: Path) -> None:
-    index = write_cohort(tmp_path / "cohort", 3, "small", first_seed=SEED)
+    index = write_cohort(tmp_path / "cohort", 3, CohortPlan("small"), first_seed=SEED)
     cases = read_cases(index)
     assert [case.patient for case in cases] == ["phantom-000003", "phantom-000004", "phantom-000005"]
     assert [case.split for case in cases] == ["train", "valid", "test"]
@@ -249,11 +250,11 @@ def test_cohort_is_indexed_split_and_resumed(tmp_path: Path) -> None:
     stamp = case_path(index, cases[1]).stat().st_mtime_ns
     first.unlink()
     index.unlink()
-    write_cohort(tmp_path / "cohort", 3, "small", first_seed=SEED)
+    write_cohort(tmp_path / "cohort", 3, CohortPlan("small"), first_seed=SEED)
     assert first.read_bytes() == kept and index.read_bytes() == table
     assert case_path(index, cases[1]).stat().st_mtime_ns == stamp
     with pytest.raises(WriteError, match="other settings"):
-        write_cohort(tmp_path / "cohort", 3, "bench", first_seed=SEED)
+        write_cohort(tmp_path / "cohort", 3, CohortPlan("bench"), first_seed=SEED)
 
 
 def test_splits_follow_the_bench_tier() -> None:

@@ -15,7 +15,7 @@ from ctguard.core.records import Finding
 from ctguard.core.volume import Volume
 from ctguard.io.cases import read_cases, write_cases
 from ctguard.io.forgeries import read_manifest
-from ctguard.phantom.patients import draw_acquisition, draw_patient, findings, render, write_cohort
+from ctguard.phantom.patients import CohortPlan, draw_acquisition, draw_patient, findings, render, write_cohort
 from ctguard.synth.dataset import synth
 from ctguard.synth.forge import Request, tamper_scan
 from ctguard.synth.rule import DatasetRule
@@ -89,7 +89,7 @@ def test_a_data_set_takes_twins_of_phantoms_and_reports_other_scans(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    index = write_cohort(tmp_path / "cohort", 1, "bench", first_seed=5)
+    index = write_cohort(tmp_path / "cohort", 1, CohortPlan("bench"), first_seed=5)
     io.write(scan(), tmp_path / "cohort" / "other.mha")
     (case,) = read_cases(index)
     other = replace(case, scan_id="other", patient="other", path="other.mha", collection="ctguard-phantom")

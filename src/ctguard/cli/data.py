@@ -149,19 +149,10 @@ def phantom(
 
         index_csv = write_blocks(out, patients, first_seed=seed, style=style, jobs=jobs, split=split)
     elif into is None:
-        from ctguard.phantom.patients import write_cohort
+        from ctguard.phantom.patients import CohortPlan, write_cohort
 
-        index_csv = write_cohort(
-            out,
-            patients,
-            size,
-            first_seed=seed,
-            style=style,
-            jobs=jobs,
-            format=format,
-            split=split,
-            slice_mm=slice_mm,
-        )
+        plan = CohortPlan(size, style, format, slice_mm)
+        index_csv = write_cohort(out, patients, plan, first_seed=seed, jobs=jobs, split=split)
     elif (format, style, jobs) != ("mha", 0, 1):
         raise typer.BadParameter("it does not go together with --format, --style or --jobs", param_hint="--into")
     else:

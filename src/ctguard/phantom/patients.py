@@ -283,48 +283,61 @@ def split_of(order: int, patients: int) -> Split:
     return "valid" if place < _VALID else "test"
 
 
+@dataclass(frozen=True)
+class CohortPlan:
+    """How the scans of a cohort are made. format: one of FORMATS; style and slice_mm: see the functions that draw.
+
+    Raises RecipeError for a size or format that does not exist.
+    """
+
+    size: str = "bench"
+    style: int = 0
+    format: str = "mha"
+    slice_mm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise RecipeError(f"there is no phantom size {self.size!r}", remedy=f"give one of {', '.join(SIZES)}")
+        if self.format not in FORMATS:
+            raise RecipeError(f"there is no cohort format {self.format!r}", remedy=f"give one of {', '.join(FORMATS)}")
+
+
 def write_cohort(
-    out: Path,
-    patients: int,
-    size: str,
-    *,
-    first_seed: int = 0,
-    style: int = 0,
-    jobs: int = 1,
-    format: str = "mha",
-    split: Split | None = None,
-    slice_mm: float | None = None,
+    out: Path, patients: int, plan: CohortPlan, *, first_seed: int = 0, jobs: int = 1, split: Split | None = None
 ) -> Path:
     """Render patients of seeds first_seed, first_seed + 1, … into `out` and write index.csv; return its path.
 
     Scans that are already there are kept, so that a killed run goes on where it stopped; the same seed gives the
-    same bytes. Findings have malignancy 1 (benign) or 5. split: of all patients, instead of `split_of`. slice_mm: as
-    in `draw_acquisition`.
+    same bytes. Findings have malignancy 1 (benign) or 5. split: of all patients, instead of `split_of`.
 
     Raises RecipeError for wrong arguments and WriteError where `out` holds a cohort made with others.
     """
     if patients < 1:
         raise RecipeError(f"a cohort of {patients} patients", remedy="give 1 or more")
-    if size not in SIZES:
-        raise RecipeError(f"there is no phantom size {size!r}", remedy=f"give one of {', '.join(SIZES)}")
-    if format not in FORMATS:
-        raise RecipeError(f"there is no cohort format {format!r}", remedy=f"give one of {', '.join(FORMATS)}")
     out = Path(out)
-    settings: dict[str, int | float | str] = {"size": size, "style": style, "format": format, "first_seed": first_seed}
-    _claim(out, settings if slice_mm is None else {**settings, "slice_mm": slice_mm})
+    _claim(out, plan, first_seed)
     seeds = range(first_seed, first_seed + patients)
-    make = partial(_make_case, out=out, size=size, style=style, format=format, slice_mm=slice_mm)
     cases = []
-    for order, result in enumerate(map_cases(make, seeds, jobs=jobs, label="phantom")):
+    for order, result in enumerate(
+        map_cases(partial(_make_case, out=out, plan=plan), seeds, jobs=jobs, label="phantom")
+    ):
         case = result.unwrap()
         cases.append(Case(**{**vars(case), "split": split or split_of(order, patients)}))
     write_cases(cases, out / "index.csv")
     return out / "index.csv"
 
 
-def _claim(out: Path, settings: dict[str, int | float | str]) -> None:
+def _claim(out: Path, plan: CohortPlan, first_seed: int) -> None:
     """Write down how the cohort in `out` is made; refuse a folder that holds another one."""
     record = out / "phantom.json"
+    settings: dict[str, Json] = {
+        "size": plan.size,
+        "style": plan.style,
+        "format": plan.format,
+        "first_seed": first_seed,
+    }
+    if plan.slice_mm is not None:
+        settings["slice_mm"] = plan.slice_mm
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not record.exists():
@@ -336,10 +349,10 @@ def _claim(out: Path, settings: dict[str, int | float | str]) -> None:
         raise WriteError("it holds a cohort made with other settings", where=record, remedy="give another folder")
 
 
-def _make_case(seed: int, out: Path, size: str, style: int, format: str, slice_mm: float | None) -> Case:
-    patient = draw_patient(seed, style)
-    acquisition = draw_acquisition(patient, size, seed, slice_mm)
-    name = patient.name if format == "dicom" else f"{patient.name}.{format}"
+def _make_case(seed: int, out: Path, plan: CohortPlan) -> Case:
+    patient = draw_patient(seed, plan.style)
+    acquisition = draw_acquisition(patient, plan.size, seed, plan.slice_mm)
+    name = patient.name if plan.format == "dicom" else f"{patient.name}.{plan.format}"
     if not (out / name).exists():
         io.write(render(patient, acquisition), out / name)
     return Case(patient.name, patient.name, name, COLLECTION, findings=findings(patient, acquisition.geometry))
