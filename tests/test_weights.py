@@ -11,7 +11,6 @@ from ctguard.io.manifest import sha256_file
 from ctguard.train.checkpoint import read_card
 
 PENDING = {
-    "xception",
     "hpfcn",
     "mantranet",
     "mitsgan_gradient",
