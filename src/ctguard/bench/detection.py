@@ -163,12 +163,18 @@ def _overlap(counts: Counts) -> dict[str, Any]:
     }
 
 
-def score_pristine(detector: Any, index: Path, cases: Sequence[Case]) -> list[Scored]:
-    """Rows of untouched scans, whole."""
-    return [
-        row for case in progress(cases, "pristine scans", len(cases))
-        for row in _alone(Judge(detector, NO_THRESHOLD, device_of(detector)), index, case, ())
-    ]  # fmt: skip
+def score_pristine(detector: Any, index: Path, cases: Sequence[Case], kept: Path) -> list[Scored]:
+    """Rows of untouched scans, whole. kept: a file where those that a killed run finished are found again."""
+    parts = hashlib.sha256()
+    for name, values in detector.state_dict().items():
+        parts.update(f"{name} {tuple(values.shape)}".encode() + values.float().cpu().numpy().tobytes())
+    key = f"{__version__} {parts.hexdigest()} {index}"
+    done = {row.scan_id: row for row in map(Scored.from_json, read_kept(kept, key) or ())}
+    for case in progress(cases, "pristine scans", len(cases)):
+        if case.scan_id not in done:
+            (done[case.scan_id],) = _alone(Judge(detector, NO_THRESHOLD, device_of(detector)), index, case, ())
+            write_kept(kept, key, [row.to_json() for row in done.values()])
+    return [done[case.scan_id] for case in cases]
 
 
 def score_folder(detector: Any, threshold: Threshold, folder: Path, split: str) -> list[Scored]:

@@ -123,9 +123,11 @@ def _calibrate(module: nn.Module, folder: Path, out: Path) -> tuple[Threshold, s
     """The threshold of whole pristine validation scans, and how it was found."""
     index, _ = read_manifest(folder)
     cases = [case for case in read_cases(index) if case.split == "valid"]
-    rows = score_pristine(module, index, cases)
+    unfinished = out / "pristine.json"
+    rows = score_pristine(module, index, cases, unfinished)
     with (out / PRISTINE_CSV).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("scan_id", "score", "searched_ml"))
         writer.writerows((row.scan_id, repr(row.score), f"{row.searched_ml:.1f}") for row in rows)
+    unfinished.unlink()
     return find_threshold([(row.score, row.searched_ml) for row in rows])
