@@ -13,7 +13,6 @@ from ctguard.train.checkpoint import read_card
 PENDING = {
     "hpfcn",
     "mantranet",
-    "mitsgan_gradient",
     "mitsgan_paper",
     "tafim",
 }
