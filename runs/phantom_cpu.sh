@@ -60,7 +60,7 @@ zoo.WEIGHTS = out / "weights"
 index = out / "cohort" / "index.csv"
 detector, card = zoo.load(zoo.find("unet", "detector"))
 valid = [case for case in read_cases(index) if case.split == "valid"]
-pristine = score_pristine(detector, index, valid)
+pristine = score_pristine(detector, index, valid, out / "pristine.json")
 threshold, note = find_threshold([(row.score, row.searched_ml) for row in pristine])
 found = {"threshold": threshold.value, "threshold_tail": threshold.tail, "threshold_note": note}
 write_card(replace(card, **found), out / "weights")
