@@ -96,6 +96,18 @@ def test_benign_changes_reach_forged_and_pristine_slabs_alike(scan: ForgedScan) 
     assert not torch.allclose(spread[3::4], plain["x"].flatten(1).std(dim=1)[3::4], rtol=0.02)
 
 
+def test_a_stand_in_also_forges_scans_of_another_kernel_or_dose(scan: ForgedScan) -> None:
+    """What it leaves alone is noisier or sharper than the scan, and what it made is untouched by that."""
+    made = batches(scan, shapes=((4, 64),), benign=0.5)
+    spread = []
+    for step in range(16):
+        batch = made(step)
+        for x, mask, ignore in zip(batch["x"][1::4], batch["mask"][1::4], batch["ignore"][1::4], strict=True):
+            if mask.any() and bool((x[mask > 0] == MARK).all()):
+                spread.append(float(x[(mask == 0) & (ignore == 0)].std()))
+    assert max(spread) > 1.15 * 30
+
+
 def test_a_step_is_a_function_of_its_number(scan: ForgedScan) -> None:
     one, two = batches(scan, benign=0.5)(11), batches(scan, benign=0.5)(11)
     assert all(torch.equal(one[key], two[key]) for key in one)

@@ -41,7 +41,8 @@ class SlabBatches:
     stand_in: forges a block of `reach_mm` to each side of a place in lung. None: a second forgery of the data set
         takes its place, so that a detector sees what detectors of slices see.
     benign: share of slabs, forged and pristine alike, that are resampled, smoothed or made noisier as a whole, so that
-        none of these is a trace by itself. Flips and right-angle turns in the plane augment.
+        none of these is a trace by itself; and of stand-ins whose scan is changed so before it is forged, as if by
+        another kernel or dose. Flips and right-angle turns in the plane augment.
     """
 
     scans: Sequence[ForgedScan]
@@ -91,7 +92,7 @@ class SlabBatches:
         if crop != side:
             tensors = [_resized(part, side, binary=number > 0) for number, part in enumerate(tensors)]
         if self.augment and rng.random() < self.benign:
-            tensors[0] = torch.from_numpy(_benign(tensors[0].numpy(), rng))
+            tensors[0] = torch.from_numpy(_benign(rng)(tensors[0].numpy()))
         return tuple(self._turned(tensors, rng))  # type: ignore[return-value]
 
     def _drawn(self, rng: np.random.Generator) -> tuple[ForgedScan, Forgery]:
@@ -109,11 +110,16 @@ class SlabBatches:
         rng: np.random.Generator,
     ) -> None:
         half = np.ceil(self.reach_mm / np.asarray(scan.spacing_zyx_mm)).astype(int)
-        shape = np.minimum(2 * half + 1, scan.hu.shape)
-        start, donor_start = (
-            np.clip(center - half, 0, np.asarray(scan.hu.shape) - shape) for center in (place, _lung_place(scan, rng))
-        )
-        block, donor = (_block(scan, first, shape).astype(np.float32) for first in (start, donor_start))
+        size = np.asarray(scan.hu.shape)
+        shape = np.minimum(2 * half + 1, size)
+        start, donor_start = (np.clip(center - half, 0, size - shape) for center in (place, _lung_place(scan, rng)))
+        block, donor = (_part(scan.hu, first, shape).astype(np.float32) for first in (start, donor_start))
+        if self.augment and rng.random() < self.benign:
+            low = np.minimum(corner, start)
+            around, _, _ = _cut(scan, low, np.maximum(corner + np.asarray(hu.shape), start + shape) - low)
+            change = _benign(rng)
+            around, donor = change(around), change(donor)
+            hu[:], block = (_part(around, first - low, n) for first, n in ((corner, hu.shape), (start, shape)))
         forged, changed = stand_in(block, donor, scan.spacing_zyx_mm, rng)
         _put(hu, mask, corner, start, forged, changed)
 
@@ -134,18 +140,18 @@ def _lung_place(scan: ForgedScan, rng: np.random.Generator) -> NDArray[Any]:
     return place
 
 
-def _block(scan: ForgedScan, start: NDArray[Any], shape: Sequence[int] | NDArray[Any]) -> NDArray[Any]:
-    return scan.hu[tuple(slice(int(a), int(a + n)) for a, n in zip(start, shape, strict=True))]
+def _part(hu: NDArray[Any], start: NDArray[Any], shape: Sequence[int] | NDArray[Any]) -> NDArray[Any]:
+    return hu[tuple(slice(int(a), int(a + n)) for a, n in zip(start, shape, strict=True))]
 
 
-def _cut(scan: ForgedScan, corner: NDArray[Any], shape: tuple[int, int, int]) -> tuple[Floats, Floats, Floats]:
+def _cut(scan: ForgedScan, corner: NDArray[Any], shape: Sequence[int] | NDArray[Any]) -> tuple[Floats, Floats, Floats]:
     """HU, an empty mask and what lies outside of the scan, which is mirrored there: repeated borders have no noise."""
     index = [np.arange(c, c + n) for c, n in zip(corner, shape, strict=True)]
     inside = [_mirrored(i, n) for i, n in zip(index, scan.hu.shape, strict=True)]
     hu = scan.hu[np.ix_(*inside)].astype(np.float32)
     outside = [(i != j) for i, j in zip(index, inside, strict=True)]
     ignore = outside[0][:, None, None] | outside[1][None, :, None] | outside[2][None, None, :]
-    return hu, np.zeros(shape, np.float32), ignore.astype(np.float32)
+    return hu, np.zeros(hu.shape, np.float32), ignore.astype(np.float32)
 
 
 def _mirrored(index: NDArray[Any], count: int) -> NDArray[Any]:
@@ -182,16 +188,20 @@ def _resized(part: Tensor, side: int, binary: bool) -> Tensor:
     return (sized >= 0.5).float() if binary else sized.round()
 
 
-def _benign(hu: Floats, rng: np.random.Generator) -> Floats:
-    """The whole slab a little smoother, or sharper, or with more noise."""
+def _benign(rng: np.random.Generator) -> Callable[[Floats], Floats]:
+    """A change of everything that it is given: a little smoother, or sharper, or with more noise."""
     kind = int(rng.integers(3))
-    if kind == 0:
-        sigma = float(rng.uniform(0.3, 0.9))
-        changed = ndimage.gaussian_filter(hu, (0, sigma, sigma))
-    elif kind == 1:
-        changed = hu + np.float32(rng.uniform(0.2, 0.8)) * (hu - ndimage.gaussian_filter(hu, (0, 0.8, 0.8)))
-    else:
-        sigma = float(rng.uniform(0.0, 0.7))
-        noise = ndimage.gaussian_filter(rng.standard_normal(hu.shape).astype(np.float32), (0, sigma, sigma))
-        changed = hu + np.float32(rng.uniform(3, 20)) * noise / max(float(noise.std()), 1e-6)
-    return np.asarray(np.rint(changed), np.float32)
+    sigma, gain, level_hu = float(rng.uniform(0.3, 0.9)), float(rng.uniform(0.2, 0.8)), float(rng.uniform(3, 25))
+    grain = float(rng.uniform(0.0, 1.0))
+
+    def change(hu: Floats) -> Floats:
+        if kind == 0:
+            changed = ndimage.gaussian_filter(hu, (0, sigma, sigma))
+        elif kind == 1:
+            changed = hu + np.float32(gain) * (hu - ndimage.gaussian_filter(hu, (0, 0.8, 0.8)))
+        else:
+            noise = ndimage.gaussian_filter(rng.standard_normal(hu.shape).astype(np.float32), (0, grain, grain))
+            changed = hu + np.float32(level_hu) * noise / max(float(noise.std()), 1e-6)
+        return np.asarray(np.rint(changed), np.float32)
+
+    return change
