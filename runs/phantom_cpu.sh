@@ -50,7 +50,8 @@ from pathlib import Path
 from ctguard import zoo
 from ctguard.bench.calibrated import calibrated_table
 from ctguard.bench.calibration import find_threshold
-from ctguard.bench.detection import score_folder, score_pristine
+from ctguard.bench.detection import score_folder
+from ctguard.bench.pristine import score_pristine
 from ctguard.bench.table import markdown
 from ctguard.io.cases import read_cases
 from ctguard.train.checkpoint import write_card

@@ -90,9 +90,10 @@ def test_a_detector_trains_and_is_calibrated_on_pristine_validation_scans(tmp_pa
     assert synth(index, tmp_path / "set", rule).forgeries > 0
     card = train(recipe(tmp_path, DETECTOR), [tmp_path / "set"], tmp_path / "run")
     assert card.threshold is not None and 0 < card.threshold <= 1
-    (scan,) = csv.DictReader((tmp_path / "run" / "pristine.csv").open())
-    assert scan["scan_id"] == "valid" and 0 < float(scan["score"]) < card.threshold and float(scan["searched_ml"]) > 0
-    assert "n = 1 pristine" in card.threshold_note and "50.0%" in card.threshold_note
+    rows = list(csv.DictReader((tmp_path / "run" / "pristine.csv").open()))
+    assert [row["scan_id"] for row in rows] == ["valid", "valid"] and rows[0]["operation"] == "none"
+    assert all(0 < float(row["score"]) < card.threshold and float(row["searched_ml"]) > 0 for row in rows)
+    assert "n = 2 pristine" in card.threshold_note and "1 scans, each as it is and after" in card.threshold_note
     cell = train(
         recipe(tmp_path, DETECTOR, **{"[cpu]": "[matrix]", '"copy-move"': '"pix2pix"'}),
         [tmp_path / "set"],

@@ -17,21 +17,24 @@ from tests.detect.scans import BrightSpot, thorax
 NAMES = {"name": "bright", "model_id": "none", "threshold": Threshold(0.6)}
 
 
-def with_spot(volume: Volume, center_zyx: tuple[int, int, int], hu: int = 900, half: int = 2) -> Volume:
+def with_spot(
+    volume: Volume, center_zyx: tuple[int, int, int], hu: int = 900, half: int = 2, half_z: int = 2
+) -> Volume:
     voxels = volume.hu.copy()
     z, y, x = center_zyx
-    voxels[z, y - half : y + half + 1, x - half : x + half + 1] = hu
+    voxels[max(z - half_z, 0) : z + half_z + 1, y - half : y + half + 1, x - half : x + half + 1] = hu
     return volume.changed(voxels, Step("test"))
 
 
 def test_a_spot_is_found_where_it_lies() -> None:
-    volume = with_spot(thorax(), (3, 50, 34))
+    volume = with_spot(thorax((8, 96, 112)), (3, 50, 34))
     verdict = detect_volume(volume, BrightSpot(), **NAMES)
     assert verdict.tampered and verdict.words == "evidence of tampering in 1 region"
     (region,) = verdict.regions
     assert as_int_triple(region.center_zyx) == (3, 50, 34)
     np.testing.assert_allclose(region.center_lps_mm, index_to_lps_mm(volume.geometry, (3, 50, 34)), atol=1e-6)
-    np.testing.assert_allclose(region.extent_mm, (2.5, 15.0, 15.0))
+    np.testing.assert_allclose(region.extent_mm, (12.5, 15.0, 15.0))
+    assert region.score == verdict.score
     assert verdict.geometry == volume.geometry and verdict.map.shape == volume.hu.shape
     assert verdict.map.dtype == np.float32 and verdict.map.min() >= 0 and verdict.map.max() <= 1
 
@@ -42,10 +45,18 @@ def test_a_clean_scan_has_no_regions_and_is_not_called_authentic() -> None:
     assert verdict.words == "no evidence of tampering found"
 
 
-def test_the_score_is_the_highest_of_the_slices() -> None:
-    volume = with_spot(with_spot(thorax(), (1, 50, 34), hu=520), (4, 50, 34), hu=540)
+def test_the_score_is_the_mean_logit_of_a_cube_of_12_mm() -> None:
+    volume = with_spot(with_spot(thorax((12, 96, 112)), (2, 50, 34), hu=520), (9, 50, 34), hu=540)
     verdict = detect_volume(volume, BrightSpot(), **NAMES, batch=2)
-    assert verdict.score == pytest.approx(1 / (1 + np.exp(-40 / 50)), abs=1e-6)
+    assert verdict.score == pytest.approx(1 / (1 + np.exp(-40 / 50)), abs=1e-4)
+
+
+def test_what_is_smaller_than_any_forgery_carries_no_verdict() -> None:
+    """A map's single hot slice, or its speck, weighs little beside the cold voxels of the cube around it."""
+    for small in ({"half_z": 0}, {"half": 0}):
+        volume = with_spot(thorax(), (2, 50, 34), **small)
+        verdict = detect_volume(volume, BrightSpot(), **NAMES)
+        assert verdict.map.max() > 0.99 and not verdict.tampered and verdict.regions == ()
 
 
 def test_the_batch_size_changes_nothing() -> None:
@@ -77,8 +88,7 @@ def test_a_detector_of_lungs_does_not_look_elsewhere() -> None:
 
 
 def test_fast_looks_at_fewer_slices_and_fills_the_map() -> None:
-    scan = with_spot(thorax((12, 96, 112), (1.25, 3.0, 3.0)), (6, 50, 34))
-    scan = with_spot(with_spot(scan, (5, 50, 34)), (7, 50, 34))
+    scan = with_spot(thorax((12, 96, 112), (1.25, 3.0, 3.0)), (6, 50, 34), half_z=5)
     whole, fast = BrightSpot(), BrightSpot()
     slow_verdict = detect_volume(scan, whole, **NAMES)
     verdict = detect_volume(scan, fast, **NAMES, fast=True)
@@ -111,8 +121,9 @@ def test_a_single_slice_is_a_scan() -> None:
 
 
 def test_a_verdict_points_somewhere_even_where_the_region_is_small() -> None:
+    """The mean of the cube may reach a low threshold where hardly a voxel is above it."""
     volume = with_spot(thorax(spacing_zyx_mm=(2.5, 1.0, 1.0)), (2, 50, 34), half=0)
-    verdict = detect_volume(volume, BrightSpot(), **NAMES)
+    verdict = detect_volume(volume, BrightSpot(), **{**NAMES, "threshold": Threshold(1e-6)})
     assert verdict.tampered and len(verdict.regions) == 1
 
 

@@ -93,7 +93,7 @@ def test_each_region_is_a_segment_with_the_tracking_id_of_its_measurements(
         assert group.referenced_segment.referenced_sop_instance_uid == seg.SOPInstanceUID
         assert (group.tracking_identifier, group.tracking_uid) == (segment.TrackingID, segment.TrackingUID)
         values = {m.name.meaning: m.value for m in group.get_measurements()}
-        assert values["Highest value of the tampering map"] == pytest.approx(peak)
+        assert values["Highest evidence of tampering in the region"] == pytest.approx(peak)
         if segment.SegmentNumber == 1:
             assert values["Volume"] == pytest.approx(bright * 0.7 * 0.8 * 2.5)
         algorithm = segment.SegmentationAlgorithmIdentificationSequence[0]

@@ -114,7 +114,7 @@ def _score_pristine(judge: Judge, scan: Scan, protocol: Protocol) -> Scored:
     if protocol.slabs:
         count = volume.hu.shape[0]
         site = scan.forgeries[0].edit.center_zyx[0] if scan.forgeries else (count - 1) / 2
-        row = replace(row, slab_score=judge.look(volume, area.slab(slab_slices(count, site))).score)
+        row = replace(row, slab_score=judge.look(volume, area.slab(slab_slices(count, site))).slice_score)
     return row
 
 
@@ -137,7 +137,7 @@ def _score_forged(judge: Judge, scan: Scan, forgery: Forgery, protocol: Protocol
     if protocol.slabs:
         z = slab_slices(forged.hu.shape[0], edit.center_zyx[0])
         look = judge.look(forged, area.slab(z))
-        row = replace(row, slab_score=look.score)
+        row = replace(row, slab_score=look.slice_score)
         if truth is not None:
             counts = truth.slab(z).counts(look.map[z] >= MAP_THRESHOLD)
             row = replace(row, slab_f1=counts.f1, slab_iou=counts.iou)
@@ -163,31 +163,14 @@ def _overlap(counts: Counts) -> dict[str, Any]:
     }
 
 
-def score_pristine(detector: Any, index: Path, cases: Sequence[Case], kept: Path) -> list[Scored]:
-    """Rows of untouched scans, whole. kept: a file where those that a killed run finished are found again."""
-    parts = hashlib.sha256()
-    for name, values in detector.state_dict().items():
-        parts.update(f"{name} {tuple(values.shape)}".encode() + values.float().cpu().numpy().tobytes())
-    key = f"{__version__} {parts.hexdigest()} {index}"
-    done = {row.scan_id: row for row in map(Scored.from_json, read_kept(kept, key) or ())}
-    for case in progress(cases, "pristine scans", len(cases)):
-        if case.scan_id not in done:
-            (done[case.scan_id],) = _alone(Judge(detector, NO_THRESHOLD, device_of(detector)), index, case, ())
-            write_kept(kept, key, [row.to_json() for row in done.values()])
-    return [done[case.scan_id] for case in cases]
-
-
 def score_folder(detector: Any, threshold: Threshold, folder: Path, split: str) -> list[Scored]:
     """Rows of a split of a folder of forgeries, whole scans: each pristine scan once, and every forgery of it."""
     index, wanted = forged_cases(folder, split)
-    return [
-        row for case, forgeries in progress(wanted, f"{split} scans", len(wanted))
-        for row in _alone(Judge(detector, threshold, device_of(detector)), index, case, forgeries)
-    ]  # fmt: skip
-
-
-def _alone(judge: Judge, index: Path, case: Case, forgeries: Sequence[Forgery]) -> list[Scored]:
-    return score_scan(judge, Scan(case, read_case(index, case), forgeries), Protocol(slabs=False))
+    rows = []
+    for case, forgeries in progress(wanted, f"{split} scans", len(wanted)):
+        judge = Judge(detector, threshold, device_of(detector))
+        rows += score_scan(judge, Scan(case, read_case(index, case), forgeries), Protocol(slabs=False))
+    return rows
 
 
 def forged_cases(

@@ -20,8 +20,7 @@ from ctguard.core.records import Case
 from ctguard.core.threshold import Threshold
 from ctguard.core.volume import Volume
 from ctguard.detect.detector import Batch, Detector
-from ctguard.detect.infer import Area, judge_box, search_area
-from ctguard.detect.regions import find_regions, region_level
+from ctguard.detect.infer import Area, judge_box, search_area, verdict_regions
 from ctguard.io.forgeries import Forgery
 
 SLAB_SLICES = 32
@@ -72,10 +71,14 @@ class Remembering(Detector):
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What a detector says of a volume, or of some of its slices. threshold: for so much lung (or body); map: 0 outside
-    of what was looked at; regions: called forged, NaN for a detector that does not say where."""
+    """What a detector says of a volume, or of some of its slices.
+
+    slice_score: the highest of its slices' own scores, that of the paper protocol. threshold: for so much lung (or
+    body). map: 0 outside of what was looked at. regions: called forged, NaN for a detector that does not say where.
+    """
 
     score: float
+    slice_score: float
     threshold: float
     searched_ml: float
     map: NDArray[np.float32]
@@ -96,17 +99,13 @@ class Judge:
         log.setLevel(max(logging.WARNING, log.getEffectiveLevel()))
         try:
             area = area or search_area(volume, self.detector)
-            score, map_ = judge_box(volume, self.detector, area.box, device=self.device)
+            judged = judge_box(volume, self.detector, area.box, device=self.device)
         finally:
             log.setLevel(loud)
         level = self.threshold.at(area.ml)
-        if not self.detector.localises:
-            count = float("nan")
-        elif score < level:
-            count = 0.0
-        else:
-            count = float(max(len(find_regions(map_, volume.geometry, region_level(level), peak=level)), 1))
-        return Look(score, level, area.ml, map_, count)
+        regions = verdict_regions(judged, volume.geometry, level)
+        count = float(len(regions)) if self.detector.localises else float("nan")
+        return Look(judged.score, judged.slice_score, level, area.ml, judged.map, count)
 
 
 class Scan:

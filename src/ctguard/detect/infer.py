@@ -16,6 +16,7 @@ from ctguard.core.records import Region, Verdict
 from ctguard.core.threshold import Threshold
 from ctguard.core.volume import Volume
 from ctguard.detect.detector import Detector
+from ctguard.detect.evidence import evidence
 from ctguard.detect.regions import find_regions, region_level
 from ctguard.image.lung import body_mask, lung_mask
 
@@ -48,6 +49,20 @@ class Area:
         return Area((slice(low, high) if low < high else z, *self.box[1:]), self.slice_ml)
 
 
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What a detector says of a box.
+
+    score: the highest evidence; of a detector that does not say where, the highest score of a slice. slice_score: that
+    score, for every detector (of blocks for a 3-D one). map, evidence: 0..1 on the volume's grid, 0 outside the box.
+    """
+
+    score: float
+    slice_score: float
+    map: NDArray[np.float32]
+    evidence: NDArray[np.float32]
+
+
 def detect_volume(
     volume: Volume,
     detector: Detector,
@@ -59,7 +74,10 @@ def detect_volume(
     device: str = "cpu",
     batch: int = 4,
 ) -> Verdict:
-    """Judge the detector's area, lungs or body, by slices or by overlapping blocks; the highest score is the volume's.
+    """Judge the detector's area, lungs or body, by slices or by overlapping blocks.
+
+    The volume's score is the highest of its map's evidence: the mean logit over a cube of 12 mm (`detect/evidence.py`).
+    Of a detector that does not localise, it is the highest score of a slice (M3Dsynth, section 3).
 
     name, model_id, threshold: as in the detector's card. The verdict's own threshold is that of the volume searched.
     fast: of thin slices, only every second or third; one that was left out takes the map of the nearest that was not.
@@ -67,18 +85,17 @@ def detect_volume(
         the number of slices.
 
     The map (float32, 0..1) lies on the volume's own grid and is 0 where nothing was looked at. A verdict above the
-    threshold lists regions: parts of the map at 0.5 (or at the threshold, where that is lower) that reach the
-    threshold somewhere. A verdict below it lists none. A detector that does not localise leaves the map 0 and lists
+    threshold lists regions: parts of the map at 0.5 (or at the threshold, where that is lower) whose evidence reaches
+    the threshold somewhere. A verdict below it lists none. A detector that does not localise leaves the map 0 and lists
     none.
     Raises ModelError where the detector's scores are not numbers.
-    Source: M3Dsynth, section 3 (slice by slice, maximum over slices).
     """
     step = _fast_step(volume.geometry) if fast else 1
     area = search_area(volume, detector)
     level = threshold.at(area.ml)
-    score, map_ = judge_box(volume, detector, area.box, name=name, step=step, device=device, batch=batch)
-    regions = _regions(map_, volume.geometry, level) if score >= level and detector.localises else ()
-    return Verdict(name, model_id, score, level, map_, volume.geometry, regions)
+    judged = judge_box(volume, detector, area.box, name=name, step=step, device=device, batch=batch)
+    regions = verdict_regions(judged, volume.geometry, level) if detector.localises else ()
+    return Verdict(name, model_id, judged.score, level, judged.map, volume.geometry, regions)
 
 
 def search_area(volume: Volume, detector: Detector) -> Area:
@@ -95,8 +112,8 @@ def judge_box(
     step: int = 1,
     device: str = "cpu",
     batch: int = 4,
-) -> tuple[float, NDArray[np.float32]]:
-    """The highest score in a box, and the map of the whole volume, 0 outside the box; as `detect_volume` says.
+) -> Judged:
+    """What a detector says of a box; as `detect_volume` says.
 
     step: only every so-maniest slice is looked at.
     """
@@ -130,7 +147,23 @@ def judge_box(
     finally:
         detector.to(memory_format=torch.contiguous_format).train(was_training)  # type: ignore[call-overload]
     map_.flags.writeable = False
-    return score, map_
+    if not detector.localises:
+        return Judged(score, score, map_, map_)
+    weighed = np.zeros(volume.hu.shape, dtype=np.float32)
+    weighed[box] = evidence(map_[box], volume.geometry.spacing_zyx_mm)
+    return Judged(float(weighed.max()), score, map_, weighed)
+
+
+def verdict_regions(judged: Judged, geometry: Geometry, threshold: float) -> tuple[Region, ...]:
+    """The regions that carry a verdict; the strongest one, however faint, where none is plain; none below it."""
+    if judged.score < threshold:
+        return ()
+    low = region_level(threshold)
+    plain = find_regions(judged.map, geometry, low, values=judged.evidence, peak=threshold)
+    if plain:
+        return plain
+    highest = float(judged.evidence[judged.map >= low].max(initial=0.0))
+    return find_regions(judged.map, geometry, low, values=judged.evidence, peak=highest, min_mm3=0.0)[:1]
 
 
 def _judge(
@@ -157,13 +190,6 @@ def _judge_blocks(
             score, logit = detector(torch.from_numpy(block)[None, None].to(device))
             scores, maps = score.sigmoid().cpu().numpy(), logit[0, 0].sigmoid().cpu().numpy()
         yield scores, maps[len(before) : len(before) + len(slices)]
-
-
-def _regions(map_: NDArray[np.float32], geometry: Geometry, threshold: float) -> tuple[Region, ...]:
-    """The regions that carry a verdict; the strongest one, however small or faint, where none is plain."""
-    low = region_level(threshold)
-    plain = find_regions(map_, geometry, low, peak=threshold)
-    return plain or find_regions(map_, geometry, low, peak=float(map_.max()), min_mm3=0.0)[:1]
 
 
 def _fast_step(geometry: Geometry) -> int:

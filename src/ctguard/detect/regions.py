@@ -20,16 +20,25 @@ MIN_MM3 = 30.0
 
 
 def find_regions(
-    map_: NDArray[np.float32], geometry: Geometry, threshold: float, *, peak: float = 0.0, min_mm3: float = MIN_MM3
+    map_: NDArray[np.float32],
+    geometry: Geometry,
+    threshold: float,
+    *,
+    values: NDArray[np.float32] | None = None,
+    peak: float = 0.0,
+    min_mm3: float = MIN_MM3,
 ) -> tuple[Region, ...]:
     """Connected parts (26 neighbours) of a map at or above a threshold, the highest score first.
 
-    map_: (z, y, x), 0..1, on `geometry`. threshold: > 0; what belongs to a region. peak: what a region must reach
-    somewhere. min_mm3: smaller regions are left out.
-    A region's score is its highest value, its centre the mean of its voxels weighted by the map, and its extent
-    that of its box between outer voxel faces, along z, y and x.
+    map_: (z, y, x), 0..1, on `geometry`. threshold: > 0; what belongs to a region. values: (z, y, x), what a region's
+    score is the highest of, by default the map. peak: what that score must reach. min_mm3: smaller regions are left
+    out.
+    A region's centre is the mean of its voxels weighted by the map, and its extent that of its box between outer
+    voxel faces, along z, y and x.
     """
-    found = [region for _, region in _parts(map_, geometry, threshold, peak, min_mm3)]
+    found = [
+        region for _, region in _parts(map_, geometry, threshold, map_ if values is None else values, peak, min_mm3)
+    ]
     return tuple(sorted(found, key=lambda region: -region.score))
 
 
@@ -47,7 +56,7 @@ def label_regions(verdict: Verdict) -> NDArray[np.uint16]:
     numbers = {_place(region): number for number, region in enumerate(verdict.regions, start=1)}
     if not numbers:
         return labels
-    for mask, region in _parts(verdict.map, verdict.geometry, region_level(verdict.threshold), 0.0, 0.0):
+    for mask, region in _parts(verdict.map, verdict.geometry, region_level(verdict.threshold), verdict.map, 0.0, 0.0):
         number = numbers.pop(_place(region), None)
         if number is not None:
             box, inside = mask
@@ -65,7 +74,12 @@ def _place(region: Region) -> tuple[float, ...]:
 
 
 def _parts(
-    map_: NDArray[np.float32], geometry: Geometry, threshold: float, peak: float, min_mm3: float
+    map_: NDArray[np.float32],
+    geometry: Geometry,
+    threshold: float,
+    values: NDArray[np.float32],
+    peak: float,
+    min_mm3: float,
 ) -> Iterator[tuple[tuple[tuple[slice, ...], NDArray[np.bool_]], Region]]:
     """Each part of the map that is kept: its box, the mask inside it, and its region."""
     if threshold <= 0:
@@ -75,21 +89,21 @@ def _parts(
         return
     # Suspected voxels lie close together: labels of the block that holds them all are small.
     block = tuple(_span(np.any(hot, axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
-    hot, map_ = hot[block], map_[block]
+    hot, map_, values = hot[block], map_[block], values[block]
     labels, count = ndimage.label(hot, structure=np.ones((3, 3, 3)))
     numbers = labels[hot] - 1
     sizes = np.bincount(numbers, minlength=count)
     peaks = np.zeros(count, dtype=np.float32)
-    np.maximum.at(peaks, numbers, map_[hot])
+    np.maximum.at(peaks, numbers, values[hot])
     kept = (sizes * geometry.voxel_mm3 >= min_mm3) & (peaks >= peak)
     boxes = ndimage.find_objects(labels)
     for index in np.flatnonzero(kept):
         box, score = boxes[index], float(peaks[index])
         inside = labels[box] == index + 1
-        values = np.where(inside, map_[box], 0.0).astype(np.float64)
+        weights = np.where(inside, map_[box], 0.0).astype(np.float64)
         box_on_map = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(block, box, strict=True))
         start = np.array([part.start for part in box_on_map])
-        center = start + np.array(ndimage.center_of_mass(values))
+        center = start + np.array(ndimage.center_of_mass(weights))
         extent = np.array(inside.shape) * np.asarray(geometry.spacing_zyx_mm)
         point = index_to_lps_mm(geometry, center)
         region = Region(as_float_triple(center), as_float_triple(point), as_float_triple(extent), score)

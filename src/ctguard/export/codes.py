@@ -18,7 +18,7 @@ SUSPECTED = Code("SUSPECTED_TAMPER", SCHEME, "Suspected tampering")
 """What a segment shows, and what the measurements of a region are about."""
 SCORE = Code("SCORE", SCHEME, "Tampering score, 0 to 1")
 THRESHOLD = Code("THRESHOLD", SCHEME, "Score from which on a scan counts as tampered with")
-PEAK = Code("MAP_PEAK", SCHEME, "Highest value of the tampering map")
+REGION_SCORE = Code("REGION_SCORE", SCHEME, "Highest evidence of tampering in the region")
 MAP = Code("TAMPERING_MAP", SCHEME, "Tampering map, 0 to 1")
 VERDICT = Code("VERDICT", SCHEME, "Verdict on tampering")
 EVIDENCE = Code("EVIDENCE", SCHEME, "evidence of tampering")

@@ -28,8 +28,8 @@ def key_object(of: Judged) -> Dataset | None:
         referenced_objects=[instance],
         observer_device_context=observer(of),
         description=(
-            f"Suspected tampering: {plane.words} has the highest value of the map, {verdict.regions[0].score:.3f} "
-            f"(detector {verdict.detector}, score of the scan {verdict.score:.3f}, threshold {verdict.threshold:.3f}). "
+            f"Suspected tampering: {plane.words} has the highest value of the map in region 1, whose score is "
+            f"{verdict.regions[0].score:.3f} (detector {verdict.detector}, threshold {verdict.threshold:.3f}). "
             f"{RESEARCH_USE_ONLY}"
         ),
     )

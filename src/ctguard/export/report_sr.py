@@ -103,7 +103,7 @@ def _region(of: Judged, number: int, seg: Dataset) -> sr.VolumetricROIMeasuremen
         finding_type=own.SUSPECTED,
         algorithm_id=_algorithm(of.verdict),
         measurements=[
-            sr.Measurement(name=own.PEAK, value=round(float(region.score), 6), unit=own.NO_UNITS),
+            sr.Measurement(name=own.REGION_SCORE, value=round(float(region.score), 6), unit=own.NO_UNITS),
             sr.Measurement(name=own.VOLUME, value=round(voxels * of.verdict.geometry.voxel_mm3, 3), unit=own.MM3),
         ],
     )

@@ -178,7 +178,7 @@ def _figures(
         "calibration": Picture(
             calibration_figure(found),
             "Calibration",
-            "A score is a maximum over slices, so it need not be a probability: on the dotted line it is one.",
+            "A score is a maximum over the scan, so it need not be a probability: on the dotted line it is one.",
         ),
         "maps": Picture(
             maps_figure(shown, maps),

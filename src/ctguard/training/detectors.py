@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from ctguard.bench.calibration import find_threshold
-from ctguard.bench.detection import score_pristine
+from ctguard.bench.pristine import score_pristine
 from ctguard.cohort.slabs import SHAPES, SlabBatches
 from ctguard.cohort.slices import ForgedScan, SliceBatches, Untouched, read_slices, read_untouched
 from ctguard.core.errors import RecipeError
@@ -120,14 +120,15 @@ def judge_detector(model: nn.Module, batches: Sequence[Batch]) -> dict[str, floa
 
 
 def _calibrate(module: nn.Module, folder: Path, out: Path) -> tuple[Threshold, str]:
-    """The threshold of whole pristine validation scans, and how it was found."""
+    """The threshold of whole pristine validation scans, as they are and after one operation each; how it was found."""
     index, _ = read_manifest(folder)
     cases = [case for case in read_cases(index) if case.split == "valid"]
     unfinished = out / "pristine.json"
     rows = score_pristine(module, index, cases, unfinished)
     with (out / PRISTINE_CSV).open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("scan_id", "score", "searched_ml"))
-        writer.writerows((row.scan_id, repr(row.score), f"{row.searched_ml:.1f}") for row in rows)
+        writer.writerow(("scan_id", "operation", "score", "searched_ml"))
+        writer.writerows((row.scan_id, row.operation, repr(row.score), f"{row.searched_ml:.1f}") for row in rows)
     unfinished.unlink()
-    return find_threshold([(row.score, row.searched_ml) for row in rows])
+    threshold, note = find_threshold([(row.score, row.searched_ml) for row in rows])
+    return threshold, f"{note}; {len(cases)} scans, each as it is and after one honest operation"
