@@ -95,7 +95,11 @@ def test_a_detector_trains_and_is_calibrated_on_pristine_validation_scans(tmp_pa
     assert all(0 < float(row["score"]) < card.threshold and float(row["searched_ml"]) > 0 for row in rows)
     assert "n = 2 pristine" in card.threshold_note and "1 scans, each as it is and after" in card.threshold_note
     cell = train(
-        recipe(tmp_path, DETECTOR, **{"[cpu]": "[matrix]", '"copy-move"': '"pix2pix"'}),
+        recipe(
+            tmp_path,
+            DETECTOR,
+            **{"[cpu]": "[matrix]", '"copy-move"': '"pix2pix"', "valid_batches": "calibrate = false, valid_batches"},
+        ),
         [tmp_path / "set"],
         tmp_path / "cell",
         size="matrix",
@@ -103,6 +107,7 @@ def test_a_detector_trains_and_is_calibrated_on_pristine_validation_scans(tmp_pa
     )
     assert (cell.name, cell.size) == ("tiny-unet_on_copy-move", "matrix") and "forgeries by copy-move (" in cell.data
     assert (tmp_path / "cell" / "tiny-unet_on_copy-move.safetensors").exists()
+    assert cell.threshold is None and not (tmp_path / "cell" / "pristine.csv").exists()
     shown = recipe(tmp_path, DETECTOR, valid_batches="stand_ins = true, valid_batches")
     assert "copy-move and stand-ins" in train(shown, [tmp_path / "set"], tmp_path / "shown").data
     with pytest.raises(RecipeError, match="no detector"):

@@ -32,7 +32,8 @@ def detector_material(recipe: Recipe, data: Sequence[Path], dims: int, out: Path
     """Patches for a 2-D detector, slabs for a 3-D one, from a folder of forgeries and indexes of untouched nodules.
 
     data_settings: generators whose forgeries are taken; stand_ins, whether forgeries made in memory by other chains are
-    shown, too (only to 3-D detectors, unless it is given); patch, the side of 2-D patches; valid_batches (16).
+    shown, too (only to 3-D detectors, unless it is given); patch, the side of 2-D patches; valid_batches (16);
+    calibrate, whether a threshold is found (true: it takes longer than a matrix cell's training).
     out: gets pristine.csv, the score of each scan that the threshold was found on.
     Raises DataError where a split is empty.
     """
@@ -66,7 +67,8 @@ def detector_material(recipe: Recipe, data: Sequence[Path], dims: int, out: Path
         f"({', '.join(sorted({named(case.collection) for case in cases if case.split == split}))})"
         for split, s in scans.items()
     ]
-    return Material(batches, validate, against, "; ".join(lines), lambda module: _calibrate(module, data[0], out))
+    calibrate = partial(_calibrate, folder=data[0], out=out) if settings.get("calibrate", True) else None
+    return Material(batches, validate, against, "; ".join(lines), calibrate)
 
 
 def _batches(
