@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ctguard.core.geometry import FloatTriple
-from ctguard.detect.evidence import evidence
+from ctguard.detect.evidence import evidence, supported
 
 
 def logit(p: np.ndarray) -> np.ndarray:
@@ -38,3 +38,16 @@ def test_certainty_has_a_bound_and_the_map_is_left_alone() -> None:
     found = evidence(map_, (2.0, 1.0, 1.0))
     assert np.isfinite(found).all() and found.min() < 1e-6 and found.max() > 1 - 1e-6
     np.testing.assert_array_equal(map_, before)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.4, 0.75, 1.5), (6.0, 0.5, 4.0), (4.0, 1.3, 1.1)])
+def test_a_cube_stays_whole_and_a_speck_goes(spacing: FloatTriple) -> None:
+    counts = [round(12 / s) for s in spacing]
+    map_ = np.full([4 * n for n in counts], 0.02, np.float32)
+    cube = tuple(slice(n, 2 * n) for n in counts)
+    map_[cube] = 0.98
+    map_[-1, -counts[1] // 3 :, -counts[2] // 3 :] = 0.9
+    kept = supported(map_, evidence(map_, spacing), spacing)
+    np.testing.assert_allclose(kept[cube], 0.98, rtol=1e-4)
+    assert (np.delete(kept.reshape(-1), np.ravel_multi_index(np.nonzero(map_ > 0.95), map_.shape)) < 0.5).all()
+    assert (kept <= map_).all()

@@ -139,7 +139,7 @@ def _score_forged(judge: Judge, scan: Scan, forgery: Forgery, protocol: Protocol
         look = judge.look(forged, area.slab(z))
         row = replace(row, slab_score=look.slice_score)
         if truth is not None:
-            counts = truth.slab(z).counts(look.map[z] >= MAP_THRESHOLD)
+            counts = truth.slab(z).counts(look.slice_map[z] >= MAP_THRESHOLD)
             row = replace(row, slab_f1=counts.f1, slab_iou=counts.iou)
     return row
 

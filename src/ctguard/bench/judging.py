@@ -73,8 +73,9 @@ class Remembering(Detector):
 class Look:
     """What a detector says of a volume, or of some of its slices.
 
-    slice_score: the highest of its slices' own scores, that of the paper protocol. threshold: for so much lung (or
-    body). map: 0 outside of what was looked at. regions: called forged, NaN for a detector that does not say where.
+    slice_score, slice_map: the detector's own, those of the paper protocol (the score is the highest of its slices').
+    threshold: for so much lung (or body). map: 0 outside of what was looked at. regions: called forged, NaN for a
+    detector that does not say where.
     """
 
     score: float
@@ -82,6 +83,7 @@ class Look:
     threshold: float
     searched_ml: float
     map: NDArray[np.float32]
+    slice_map: NDArray[np.float32]
     regions: float
 
 
@@ -105,7 +107,7 @@ class Judge:
         level = self.threshold.at(area.ml)
         regions = verdict_regions(judged, volume.geometry, level)
         count = float(len(regions)) if self.detector.localises else float("nan")
-        return Look(judged.score, judged.slice_score, level, area.ml, judged.map, count)
+        return Look(judged.score, judged.slice_score, level, area.ml, judged.map, judged.slice_map, count)
 
 
 class Scan:

@@ -1,4 +1,5 @@
-"""How strongly a place looks forged: the map's logits, averaged over the least that a forger changes."""
+"""How strongly a place looks forged: the map's logits, averaged over the least that a forger changes; and the map
+without what no such place supports."""
 
 from __future__ import annotations
 
@@ -21,11 +22,34 @@ def evidence(map_: NDArray[np.float32], spacing_zyx_mm: FloatTriple) -> NDArray[
     """
     logit = np.clip(map_, 1 - _NEAREST_1, _NEAREST_1)
     logit = np.log(logit) - np.log1p(-logit)
-    for axis, (count, spacing) in enumerate(zip(map_.shape, spacing_zyx_mm, strict=True)):
-        width = min(max(round(WINDOW_MM / spacing), 1), count)
-        if width > 1:
-            ndimage.uniform_filter1d(logit, width, axis=axis, output=logit, mode="nearest")
+    for axis, width in _widths(map_, spacing_zyx_mm):
+        ndimage.uniform_filter1d(logit, width, axis=axis, output=logit, mode="nearest")
     np.negative(logit, out=logit)
     np.exp(logit, out=logit)
     logit += 1
     return np.reciprocal(logit, out=logit)
+
+
+def supported(
+    map_: NDArray[np.float32], weighed: NDArray[np.float32], spacing_zyx_mm: FloatTriple
+) -> NDArray[np.float32]:
+    """The map, where no voxel says more than the strongest cube that it lies in: an opening that keeps edges.
+
+    weighed: the map's `evidence`. What is smaller than a cube goes; a forged cube stays as it is, corners and all.
+    """
+    strongest = weighed.copy()
+    for axis, width in _widths(map_, spacing_zyx_mm):
+        # a mean over an even number of voxels reaches one further to the front: its voxels look one further back
+        ndimage.maximum_filter1d(
+            strongest, width, axis=axis, output=strongest, mode="nearest", origin=-1 if width % 2 == 0 else 0
+        )
+    return np.minimum(map_, strongest, out=strongest)
+
+
+def _widths(map_: NDArray[np.float32], spacing_zyx_mm: FloatTriple) -> list[tuple[int, int]]:
+    """The axes along which a cube holds several voxels, and how many."""
+    counts = [
+        min(max(round(WINDOW_MM / spacing), 1), count)
+        for count, spacing in zip(map_.shape, spacing_zyx_mm, strict=True)
+    ]
+    return [(axis, width) for axis, width in enumerate(counts) if width > 1]

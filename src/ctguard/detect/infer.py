@@ -16,7 +16,7 @@ from ctguard.core.records import Region, Verdict
 from ctguard.core.threshold import Threshold
 from ctguard.core.volume import Volume
 from ctguard.detect.detector import Detector
-from ctguard.detect.evidence import evidence
+from ctguard.detect.evidence import evidence, supported
 from ctguard.detect.regions import find_regions, region_level
 from ctguard.image.lung import body_mask, lung_mask
 
@@ -55,12 +55,14 @@ class Judged:
 
     score: the highest evidence; of a detector that does not say where, the highest score of a slice. slice_score: that
     score, for every detector (of blocks for a 3-D one). map, evidence: 0..1 on the volume's grid, 0 outside the box.
+    slice_map: what the detector itself says; the map is what of it the evidence supports.
     """
 
     score: float
     slice_score: float
     map: NDArray[np.float32]
     evidence: NDArray[np.float32]
+    slice_map: NDArray[np.float32]
 
 
 def detect_volume(
@@ -77,7 +79,8 @@ def detect_volume(
     """Judge the detector's area, lungs or body, by slices or by overlapping blocks.
 
     The volume's score is the highest of its map's evidence: the mean logit over a cube of 12 mm (`detect/evidence.py`).
-    Of a detector that does not localise, it is the highest score of a slice (M3Dsynth, section 3).
+    The map leaves out what is smaller than such a cube. Of a detector that does not localise, the score is the highest
+    of a slice (M3Dsynth, section 3).
 
     name, model_id, threshold: as in the detector's card. The verdict's own threshold is that of the volume searched.
     fast: of thin slices, only every second or third; one that was left out takes the map of the nearest that was not.
@@ -148,10 +151,13 @@ def judge_box(
         detector.to(memory_format=torch.contiguous_format).train(was_training)  # type: ignore[call-overload]
     map_.flags.writeable = False
     if not detector.localises:
-        return Judged(score, score, map_, map_)
-    weighed = np.zeros(volume.hu.shape, dtype=np.float32)
-    weighed[box] = evidence(map_[box], volume.geometry.spacing_zyx_mm)
-    return Judged(float(weighed.max()), score, map_, weighed)
+        return Judged(score, score, map_, map_, map_)
+    spacing = volume.geometry.spacing_zyx_mm
+    weighed, kept = (np.zeros(volume.hu.shape, dtype=np.float32) for _ in range(2))
+    weighed[box] = evidence(map_[box], spacing)
+    kept[box] = supported(map_[box], weighed[box], spacing)
+    kept.flags.writeable = False
+    return Judged(float(weighed.max()), score, kept, weighed, map_)
 
 
 def verdict_regions(judged: Judged, geometry: Geometry, threshold: float) -> tuple[Region, ...]:
