@@ -152,7 +152,7 @@ def test_the_scorer_sees_x_and_both_forgeries(here: Scene) -> None:
 
 def test_detectors_judge_the_protected_scan_and_its_forgeries(here: Scene) -> None:
     hu = here.volume.hu.copy()
-    hu[12, 48, 56] = BRIGHT_HU
+    hu[8:17, 40:57, 48:65] = BRIGHT_HU  # more than the cube that carries a verdict
     bright = replace(here.volume, hu=hu)
     for p, alarm in ((here.volume, 0.0), (bright, 1.0)):
         judges = {"stub": Judge(Stub(), Threshold(0.5))}

@@ -7,6 +7,7 @@ import pytest
 
 from ctguard.bench.metrics import auc, bootstrap
 from ctguard.bench.resampling import Patients, interval
+from ctguard.bench.table import text_of
 
 
 def some(n: int, m: int) -> tuple[list[str], list[float], list[str], list[float]]:
@@ -56,6 +57,12 @@ def test_what_cannot_be_counted_is_none_not_zero() -> None:
     assert interval(patients.mean(["a"], [float("nan")])) is None
     assert interval(patients.auc([], [], ["a"], [0.2])) is None
     assert interval(patients.detected_at(["a"], [0.2], [], [])) is None
+
+
+def test_one_patient_has_a_figure_and_no_interval() -> None:
+    found = interval(Patients(["a"]).mean(["a", "a"], [0.0, 1.0]))
+    assert found is not None and found.value == 0.5 and np.isnan([found.low, found.high]).all()
+    assert text_of(found) == "0.500"
 
 
 def test_a_paired_difference_is_tighter_than_two_intervals() -> None:

@@ -60,12 +60,12 @@ def overlap(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[float, 
 def bootstrap(
     patients: Sequence[str], statistic: Callable[[NDArray[np.int64]], float], seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:
-    """A statistic of row indices, and its 95 % interval when patients are drawn with replacement."""
+    """A statistic of row indices, and its 95 % interval when patients are drawn with replacement (none of one)."""
     names = sorted(set(patients))
     rows = {name: np.flatnonzero(np.asarray(patients) == name) for name in names}
     rng = np.random.default_rng(seed)
     draws = []
-    for _ in range(resamples):
+    for _ in range(resamples if len(names) > 1 else 0):
         chosen = [rows[names[int(i)]] for i in rng.integers(len(names), size=len(names))]
         draws.append(statistic(np.concatenate(chosen)))
     finite = [draw for draw in draws if np.isfinite(draw)]

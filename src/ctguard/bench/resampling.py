@@ -19,7 +19,8 @@ class Patients:
     """Patients, and how often each comes in every bootstrap resample.
 
     The draws are those of `metrics.bootstrap` with the same seed; figures of whole samples stand first. All figures
-    are sums over patients, so that 2,000 resamples cost one matrix product. NaN where a figure has nothing to count.
+    are sums over patients, so that 2,000 resamples cost one matrix product. NaN where a figure has nothing to count. Of
+    a single patient there are no resamples: how much patients differ cannot be seen.
     """
 
     def __init__(self, patients: Iterable[str], seed: int = 0, resamples: int = RESAMPLES) -> None:
@@ -27,7 +28,8 @@ class Patients:
         self._order = {name: k for k, name in enumerate(self.names)}
         size = len(self.names)
         rng = np.random.default_rng(seed)
-        drawn = [np.bincount(rng.integers(size, size=size), minlength=size) for _ in range(resamples if size else 0)]
+        count = resamples if size > 1 else 0
+        drawn = [np.bincount(rng.integers(size, size=size), minlength=size) for _ in range(count)]
         self.weights = np.array([np.ones(size), *drawn], dtype=np.float64).reshape(-1, size)
 
     def ratio(self, patients: Sequence[str], tops: Sequence[float], bottoms: Sequence[float]) -> Draws:

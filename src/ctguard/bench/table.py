@@ -17,8 +17,10 @@ from ctguard.io.atomic import atomic_files
 
 
 def text_of(value: Any) -> str:
-    """A cell for people: a figure with its interval, a float with three digits, nothing for None."""
+    """A cell for people: a figure with its interval, where it has one, a float with three digits, nothing for None."""
     if isinstance(value, Interval):
+        if np.isnan(value.low):
+            return f"{value.value:.3f}"
         return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
     if isinstance(value, float):
         return f"{value:.3f}"
