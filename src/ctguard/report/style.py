@@ -81,7 +81,7 @@ def add_stamp(axes: Any, stamp: str) -> None:
         axes.text(
             0.03,
             0.965,
-            stamp,
+            stamp.replace(" · ", "\n"),  # one under the other: beside each other they cover the letter in the middle
             ha="left",
             va="top",
             fontsize=6.5,
