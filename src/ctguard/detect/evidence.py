@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, special
 
 from ctguard.core.geometry import FloatTriple
 
@@ -20,14 +20,12 @@ def evidence(map_: NDArray[np.float32], spacing_zyx_mm: FloatTriple) -> NDArray[
 
     The map's border is repeated. Values within 6e-8 of 0 or 1, what float32 tells from 1, count as that far from it.
     """
-    logit = np.clip(map_, 1 - _NEAREST_1, _NEAREST_1)
-    logit = np.log(logit) - np.log1p(-logit)
+    mean = np.clip(map_, 1 - _NEAREST_1, _NEAREST_1)
+    special.logit(mean, out=mean)
     for axis, width in _widths(map_, spacing_zyx_mm):
-        ndimage.uniform_filter1d(logit, width, axis=axis, output=logit, mode="nearest")
-    np.negative(logit, out=logit)
-    np.exp(logit, out=logit)
-    logit += 1
-    return np.reciprocal(logit, out=logit)
+        ndimage.uniform_filter1d(mean, width, axis=axis, output=mean, mode="nearest")
+    special.expit(mean, out=mean)
+    return mean
 
 
 def supported(
