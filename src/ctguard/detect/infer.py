@@ -97,7 +97,7 @@ def detect_volume(
     area = search_area(volume, detector)
     level = threshold.at(area.ml)
     judged = judge_box(volume, detector, area.box, name=name, step=step, device=device, batch=batch)
-    regions = verdict_regions(judged, volume.geometry, level) if detector.localises else ()
+    regions = verdict_regions(judged, volume.geometry, level)
     return Verdict(name, model_id, judged.score, level, judged.map, volume.geometry, regions)
 
 
