@@ -11,9 +11,7 @@ from ctguard.io.manifest import sha256_file
 from ctguard.train.checkpoint import read_card
 
 PENDING = {
-    "hpfcn",
     "mantranet",
-    "mitsgan_paper",
 }
 """Models that are built and tested and not yet trained; the command line says so where one is asked for."""
 TRAINED = sorted({entry.weights for entry in zoo.ENTRIES if entry.weights} - PENDING)

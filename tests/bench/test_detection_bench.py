@@ -121,7 +121,8 @@ def test_a_threshold_that_the_card_lacks_comes_from_the_valid_split(
     options = ("--weights", tmp_path / "weights", "--detectors", "stub", "--patients", 1)
     bench(capfd, forged, tmp_path / "out", *options)
     text = (tmp_path / "out" / "detection.md").read_text()
-    assert "n = 1 pristine validation scans" in text and "50.0%" in text
+    assert "n = 2 pristine validation scans" in text and "33.3%" in text
+    assert "1 scans, each as it is and after one honest operation" in text
     alone = data_set(tmp_path / "alone", {"test": 1})
     done = run(capfd, "bench", "detection", "--data", alone, "--out", tmp_path / "no", "--device", "cpu", *options)
     assert done.code == 1 and "no threshold" in done.err
@@ -159,9 +160,23 @@ def test_the_matrix_says_which_cells_are_missing(
         lines = {(line["detector"], line["test"], line["trained"]): line for line in csv.DictReader(stream)}
     assert lines["stub", "pix2pix", "pix2pix"]["f1"] == "1"
     assert lines["stub", "pix2pix", "cyclegan"]["f1"] == ""
+    assert "Calibrated protocol: one training generator" not in tables  # no cell has a threshold
     save(Stub(), "stub_on_stylegan", cells)
     with pytest.raises(ModelError, match="stylegan"):
         find_matrix(cells)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_cells_with_a_threshold_judge_whole_scans_too(
+    forged: Path, weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cells = tmp_path / "matrix"
+    save(Stub(), "stub_on_pix2pix", cells, threshold=0.5)
+    save(Stub(), "stub_on_diffusion", cells)
+    tables = bench(capfd, forged, tmp_path / "out", "--weights", weights, "--detectors", "stub", "--matrix", cells)
+    rows = tables["Calibrated protocol: one training generator"]
+    assert [(row["trained"], row["test"], row["n"]) for row in rows] == [("pix2pix", "pix2pix", 6)]
+    assert rows[0]["sensitivity"]["value"] == 1.0 and rows[0]["false alarms"] == "0 of 3 (<= 63.2%)"
 
 
 def test_an_empty_split_is_refused(

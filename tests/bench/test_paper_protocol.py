@@ -12,6 +12,7 @@ from ctguard.bench.models import Model
 from ctguard.bench.paper_protocol import matrix_rows, matrix_tables, paper_cell
 from ctguard.bench.paper_tables import CELLS, DETECTION, GENERATORS, LOCALISATION, METHODS
 from ctguard.bench.resampling import Patients
+from ctguard.bench.unseen import gain_table
 from ctguard.core.threshold import Threshold
 from ctguard.train.checkpoint import Card
 
@@ -107,3 +108,16 @@ def test_the_gain_over_the_best_is_paired_by_patient() -> None:
     assert row["difference"].value == pytest.approx(0.02)
     assert row["difference"].low > 0.019 and row["volumetric"].low < row["its figure"].high
     assert difference_table(models[1:], rows, "run") is None
+
+
+def test_the_gain_in_the_matrix_is_over_those_that_learned_from_the_same() -> None:
+    f1 = {"volumetric_on_pix2pix": 0.7, "unet_on_pix2pix": 0.6, "trufor_on_pix2pix": 0.5, "unet_on_diffusion": 0.9}
+    models = [Model(name, name.split("_")[0], Path("w"), CARD, name.split("_")[2]) for name in f1]
+    rows = {name: slabs({"pix2pix": value, "diffusion": value - 0.1}) for name, value in f1.items()}
+    table = gain_table(models, rows, "run")
+    assert table is not None
+    gains = {(row["trained"], row["test"]): row for row in table.rows if row["figure"] == "f1"}
+    assert set(gains) == {("pix2pix", "pix2pix"), ("pix2pix", "diffusion")}  # nothing of ours learned from the DDPM
+    for row in gains.values():
+        assert row["best of the six"] == "unet (cpu)" and row["difference"].value == pytest.approx(0.1)
+    assert gain_table(models[1:], rows, "run") is None

@@ -259,7 +259,7 @@ def _score_label(
             continue
         judge = Judge(load_detector(model.detector, model.weights), device=how.device)
         if judge.detector.localises:
-            rows.append(score_map(judge.look(ground.volume).slice_map[0], ground, model.label))
+            rows.append(score_map(judge.slab(ground.volume, slice(0, 1))[1][0], ground, model.label))
     write_kept(kept, key, [row.to_json() for row in rows])
     return rows
 

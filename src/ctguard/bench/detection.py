@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from ctguard import __version__
-from ctguard.bench.calibration import find_threshold
-from ctguard.bench.judging import NO_THRESHOLD, Judge, Look, Scan, device_of, slab_slices
+from ctguard.bench.judging import Judge, Look, Scan, device_of, slab_slices
 from ctguard.bench.kept import NAN, read_kept, with_nan, without_nan, write_kept
 from ctguard.bench.localisation import Counts, Truth, average_precision, points_at
 from ctguard.bench.models import Model, load_detector
+from ctguard.bench.pristine import pristine_threshold, score_pristine
 from ctguard.core.console import progress
 from ctguard.core.errors import DataError
 from ctguard.core.records import Case, Split
@@ -114,7 +114,7 @@ def _score_pristine(judge: Judge, scan: Scan, protocol: Protocol) -> Scored:
     if protocol.slabs:
         count = volume.hu.shape[0]
         site = scan.forgeries[0].edit.center_zyx[0] if scan.forgeries else (count - 1) / 2
-        row = replace(row, slab_score=judge.look(volume, area.slab(slab_slices(count, site))).slice_score)
+        row = replace(row, slab_score=judge.slab(volume, slab_slices(count, site), area)[0])
     return row
 
 
@@ -136,10 +136,10 @@ def _score_forged(judge: Judge, scan: Scan, forgery: Forgery, protocol: Protocol
             )
     if protocol.slabs:
         z = slab_slices(forged.hu.shape[0], edit.center_zyx[0])
-        look = judge.look(forged, area.slab(z))
-        row = replace(row, slab_score=look.slice_score)
+        score, map_ = judge.slab(forged, z, area)
+        row = replace(row, slab_score=score)
         if truth is not None:
-            counts = truth.slab(z).counts(look.slice_map[z] >= MAP_THRESHOLD)
+            counts = truth.slab(z).counts(map_[z] >= MAP_THRESHOLD)
             row = replace(row, slab_f1=counts.f1, slab_iou=counts.iou)
     return row
 
@@ -264,10 +264,16 @@ def calibrate(models: Sequence[Model], folder: Path, how: Measuring, patients: i
             where=folder,
             remedy="give a data set with validation cases",
         )
-    pristine = [(case, list[Forgery]()) for case, _ in items]
-    bare = [(model.at(NO_THRESHOLD, ""), Protocol(slabs=False)) for model in wanted]
-    rows = measure_models(bare, index, pristine, replace(how, work=how.work / _VALID))
-    found = {model.name: find_threshold([(row.score, row.searched_ml) for row in rows[model.name]]) for model in wanted}
+    (how.work / _VALID).mkdir(parents=True, exist_ok=True)
+    cases = [case for case, _ in items]
+    found = {}
+    for model in wanted:
+        if model.weights is None:
+            raise DataError("its weights have no file", where=model.name, remedy="load it from a file")
+        detector = load_detector(model.detector, model.weights).to(how.device)
+        found[model.name] = pristine_threshold(
+            score_pristine(detector, index, cases, how.work / _VALID / f"{model.name}.json")
+        )
     return [model.at(*found[model.name]) if model.name in found else model for model in models]
 
 

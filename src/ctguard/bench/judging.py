@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from ctguard.core.records import Case
 from ctguard.core.threshold import Threshold
 from ctguard.core.volume import Volume
 from ctguard.detect.detector import Batch, Detector
-from ctguard.detect.infer import Area, judge_box, search_area, verdict_regions
+from ctguard.detect.infer import Area, judge_box, own_map, search_area, verdict_regions
 from ctguard.io.forgeries import Forgery
 
 SLAB_SLICES = 32
@@ -73,17 +74,14 @@ class Remembering(Detector):
 class Look:
     """What a detector says of a volume, or of some of its slices.
 
-    slice_score, slice_map: the detector's own, those of the paper protocol (the score is the highest of its slices').
     threshold: for so much lung (or body). map: 0 outside of what was looked at. regions: called forged, NaN for a
     detector that does not say where.
     """
 
     score: float
-    slice_score: float
     threshold: float
     searched_ml: float
     map: NDArray[np.float32]
-    slice_map: NDArray[np.float32]
     regions: float
 
 
@@ -97,17 +95,30 @@ class Judge:
 
     def look(self, volume: Volume, area: Area | None = None) -> Look:
         """As `ctguard detect` judges it, without its progress. area: where to look; by default the detector's own."""
-        loud = log.level
-        log.setLevel(max(logging.WARNING, log.getEffectiveLevel()))
-        try:
+        with _quiet():
             area = area or search_area(volume, self.detector)
             judged = judge_box(volume, self.detector, area.box, device=self.device)
-        finally:
-            log.setLevel(loud)
         level = self.threshold.at(area.ml)
         regions = verdict_regions(judged, volume.geometry, level)
         count = float(len(regions)) if self.detector.localises else float("nan")
-        return Look(judged.score, judged.slice_score, level, area.ml, judged.map, judged.slice_map, count)
+        return Look(judged.score, level, area.ml, judged.map, count)
+
+    def slab(self, volume: Volume, z: slice, area: Area | None = None) -> tuple[float, NDArray[np.float32]]:
+        """The detector's own score and map of some slices, as the paper protocol takes them."""
+        with _quiet():
+            area = area or search_area(volume, self.detector)
+            return own_map(volume, self.detector, area.slab(z).box, device=self.device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress of every single scan."""
+    loud = log.level
+    log.setLevel(max(logging.WARNING, log.getEffectiveLevel()))
+    try:
+        yield
+    finally:
+        log.setLevel(loud)
 
 
 class Scan:

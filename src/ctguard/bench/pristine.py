@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ctguard import __version__
+from ctguard.bench.calibration import find_threshold
 from ctguard.bench.judging import NO_THRESHOLD, Judge, device_of
 from ctguard.bench.kept import read_kept, write_kept
 from ctguard.bench.operations import OPERATIONS
 from ctguard.core.console import log, progress
 from ctguard.core.errors import CtguardError
 from ctguard.core.records import Case
+from ctguard.core.threshold import Threshold
 from ctguard.core.volume import Volume
 from ctguard.io.cases import read_case
 
@@ -55,6 +57,13 @@ def score_pristine(detector: Any, index: Path, cases: Sequence[Case], kept: Path
             write_kept(kept, key, [asdict(row) for row in rows])
     order = {case.scan_id: number for number, case in enumerate(cases)}
     return sorted((row for row in rows if row.scan_id in order), key=lambda row: order[row.scan_id])
+
+
+def pristine_threshold(rows: Sequence[PristineScore]) -> tuple[Threshold, str]:
+    """The threshold that these scores give, and the sentence for the card."""
+    threshold, note = find_threshold([(row.score, row.searched_ml) for row in rows])
+    scans = len({row.scan_id for row in rows})
+    return threshold, f"{note}; {scans} scans, each as it is and after one honest operation"
 
 
 def _scores(detector: Any, case: Case, volume: Volume, number: int) -> Iterator[PristineScore]:

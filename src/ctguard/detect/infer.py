@@ -53,16 +53,13 @@ class Area:
 class Judged:
     """What a detector says of a box.
 
-    score: the highest evidence; of a detector that does not say where, the highest score of a slice. slice_score: that
-    score, for every detector (of blocks for a 3-D one). map, evidence: 0..1 on the volume's grid, 0 outside the box.
-    slice_map: what the detector itself says; the map is what of it the evidence supports.
+    score: the highest evidence; of a detector that does not say where, the highest score of a slice. map, evidence:
+    0..1 on the volume's grid, 0 outside the box; of the detector's own map, what the evidence supports is left.
     """
 
     score: float
-    slice_score: float
     map: NDArray[np.float32]
     evidence: NDArray[np.float32]
-    slice_map: NDArray[np.float32]
 
 
 def detect_volume(
@@ -116,10 +113,33 @@ def judge_box(
     device: str = "cpu",
     batch: int = 4,
 ) -> Judged:
-    """What a detector says of a box; as `detect_volume` says.
+    """What a detector says of a box, weighed; as `detect_volume` says.
 
     step: only every so-maniest slice is looked at.
     """
+    score, map_ = own_map(volume, detector, box, name=name, step=step, device=device, batch=batch)
+    if not detector.localises:
+        return Judged(score, map_, map_)
+    spacing = volume.geometry.spacing_zyx_mm
+    weighed, kept = (np.zeros(volume.hu.shape, dtype=np.float32) for _ in range(2))
+    weighed[box] = evidence(map_[box], spacing)
+    kept[box] = supported(map_[box], weighed[box], spacing)
+    kept.flags.writeable = False
+    return Judged(float(weighed.max()), kept, weighed)
+
+
+def own_map(
+    volume: Volume,
+    detector: Detector,
+    box: Box,
+    *,
+    name: str = "",
+    step: int = 1,
+    device: str = "cpu",
+    batch: int = 4,
+) -> tuple[float, NDArray[np.float32]]:
+    """The highest of the detector's own scores of a box, and its own map (0..1, on the volume's grid), as the paper has
+    them."""
     indices = list(range(box[0].start, box[0].stop, step))
     flat = detector.dims == 2
     size = batch if flat else BLOCK
@@ -150,14 +170,7 @@ def judge_box(
     finally:
         detector.to(memory_format=torch.contiguous_format).train(was_training)  # type: ignore[call-overload]
     map_.flags.writeable = False
-    if not detector.localises:
-        return Judged(score, score, map_, map_, map_)
-    spacing = volume.geometry.spacing_zyx_mm
-    weighed, kept = (np.zeros(volume.hu.shape, dtype=np.float32) for _ in range(2))
-    weighed[box] = evidence(map_[box], spacing)
-    kept[box] = supported(map_[box], weighed[box], spacing)
-    kept.flags.writeable = False
-    return Judged(float(weighed.max()), score, kept, weighed, map_)
+    return score, map_
 
 
 def verdict_regions(judged: Judged, geometry: Geometry, threshold: float) -> tuple[Region, ...]:

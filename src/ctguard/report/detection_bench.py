@@ -20,6 +20,7 @@ from ctguard.bench.panels import measure_panels, panel_tables
 from ctguard.bench.paper_protocol import matrix_rows, matrix_tables, paper_table
 from ctguard.bench.paper_tables import GENERATORS
 from ctguard.bench.table import write_csv
+from ctguard.bench.unseen import gain_table, has_threshold, whole_scan_table
 from ctguard.core.errors import DataError, RecipeError
 from ctguard.core.geometry import FloatTriple
 from ctguard.core.records import Case, Split, Table
@@ -80,7 +81,8 @@ def bench_detection(
             raise DataError(f"no {wanted.split} scan has a forgery", where=data, remedy="give --split, or more data")
         rows, cell_rows = _measured(models, cells, index, items, how)
         tables, notes = tables_of(models, rows, run.run_id), notes_of(models, cells, wanted.split, len(items))
-        tables += matrix_tables(cells, cell_rows, run.run_id)
+        more = (of(cells, cell_rows, run.run_id) for of in (whole_scan_table, gain_table))
+        tables += [*matrix_tables(cells, cell_rows, run.run_id), *(table for table in more if table)]
         made = [write_csv([*_lines(models, rows), *_lines(cells, cell_rows)], out / f"{STEM}.csv")]
         made += [write_csv(matrix_rows(cells, cell_rows), out / "matrix.csv")] if cells else []
         if wanted.panels:
@@ -129,9 +131,9 @@ Rows = dict[str, list[Scored]]
 def _measured(
     models: Sequence[Model], cells: Sequence[Model], index: Path, items: Items, how: Measuring
 ) -> tuple[Rows, Rows]:
-    """Rows of the detectors by both protocols, and of the matrix by the paper's."""
+    """Rows of the detectors by both protocols; of the matrix by the paper's, where cells have a threshold by both."""
     plans = [(model, Protocol()) for model in models]
-    plans += [(cell, Protocol(whole=False, generators=GENERATORS)) for cell in cells]
+    plans += [(cell, Protocol(whole=has_threshold(cell), generators=GENERATORS)) for cell in cells]
     rows = measure_models(plans, index, items, how)
     return {model.name: rows[model.name] for model in models}, {cell.name: rows[cell.name] for cell in cells}
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from ctguard.bench.calibration import find_threshold
-from ctguard.bench.pristine import score_pristine
+from ctguard.bench.pristine import pristine_threshold, score_pristine
 from ctguard.cohort.slabs import SHAPES, SlabBatches
 from ctguard.cohort.slices import ForgedScan, SliceBatches, Untouched, read_slices, read_untouched
 from ctguard.core.errors import RecipeError
@@ -132,5 +131,4 @@ def _calibrate(module: nn.Module, folder: Path, out: Path) -> tuple[Threshold, s
         writer.writerow(("scan_id", "operation", "score", "searched_ml"))
         writer.writerows((row.scan_id, row.operation, repr(row.score), f"{row.searched_ml:.1f}") for row in rows)
     unfinished.unlink()
-    threshold, note = find_threshold([(row.score, row.searched_ml) for row in rows])
-    return threshold, f"{note}; {len(cases)} scans, each as it is and after one honest operation"
+    return pristine_threshold(rows)
