@@ -118,6 +118,11 @@ class Verdict:
         return self.score >= self.threshold
 
     @property
+    def says_where(self) -> bool:
+        """Whether the detector gave a map: one that does not localise leaves it 0."""
+        return bool(self.map.any())
+
+    @property
     def words(self) -> str:
         """The verdict for people; a clean one never says "authentic"."""
         if self.tampered and not self.regions:

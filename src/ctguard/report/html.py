@@ -107,7 +107,8 @@ def verdict_sections(volume: Volume, verdict: Verdict) -> list[Section]:
     )
     words = Paragraph(_sentence(verdict.words), "alarm" if verdict.tampered else "clear")
     meaning = Paragraph(
-        "The score is that of the most suspicious cube of 12 mm. At or above the threshold, which is that of a scan "
+        f"The score is that of the most suspicious {'cube of 12 mm' if verdict.says_where else 'slice'}. At or above "
+        "the threshold, which is that of a scan "
         "with so much lung, the scan counts as tampered with. No evidence does not prove that a scan is genuine: "
         "forgeries of kinds that the detector never saw may pass, and unusual scanners may alarm it.",
         "note",
@@ -121,7 +122,7 @@ def verdict_sections(volume: Volume, verdict: Verdict) -> list[Section]:
             " with the regions in numbered boxes."
             if verdict.regions
             else "; this detector does not say where."
-            if verdict.tampered
+            if not verdict.says_where
             else "; no region reaches the threshold."
         ),
     )
