@@ -105,7 +105,7 @@ def test_a_clean_verdict_is_worded_with_care() -> None:
 
 def test_the_score_is_told_for_what_it_is() -> None:
     mute = a_verdict(0.95)
-    localises = Verdict("unet", "unet-cpu", 0.95, 0.8, np.full(SHAPE, 0.1, np.float32), GRID)
+    localises = Verdict("unet", "unet-cpu", 0.3, 0.8, np.full(SHAPE, 0.1, np.float32), GRID)
     assert "most suspicious slice" in render("", verdict_sections(a_scan(), mute))
     page = render("", verdict_sections(a_scan(), localises))
     assert "most suspicious cube of 12 mm" in page and "this detector does not say where." not in page
