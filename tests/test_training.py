@@ -94,11 +94,18 @@ def test_a_detector_trains_and_is_calibrated_on_pristine_validation_scans(tmp_pa
     assert [row["scan_id"] for row in rows] == ["valid", "valid"] and rows[0]["operation"] == "none"
     assert all(0 < float(row["score"]) < card.threshold and float(row["searched_ml"]) > 0 for row in rows)
     assert "n = 2 pristine" in card.threshold_note and "1 scans, each as it is and after" in card.threshold_note
+    plain = {"[cpu]": "[matrix]", '"copy-move"': '"pix2pix"', "valid_batches": "calibrate = false, valid_batches"}
+    sealed = train(
+        recipe(tmp_path, DETECTOR, valid_batches="calibrate = false, sealed = true, valid_batches"),
+        [tmp_path / "set"],
+        tmp_path / "sealed",
+    )
+    assert "one scan of 3 with a seal" in sealed.data and sealed.sha256 != card.sha256
     cell = train(
         recipe(
             tmp_path,
             DETECTOR,
-            **{"[cpu]": "[matrix]", '"copy-move"': '"pix2pix"', "valid_batches": "calibrate = false, valid_batches"},
+            **plain,
         ),
         [tmp_path / "set"],
         tmp_path / "cell",

@@ -11,7 +11,7 @@ import torch
 
 from ctguard import io
 from ctguard.cohort.patches import CubeBatches, CubeRule, case_cubes, cut_cube, draw_lung_sites
-from ctguard.cohort.slices import SliceBatches, read_slices, read_untouched
+from ctguard.cohort.slices import ForgedScan, SliceBatches, read_slices, read_untouched
 from ctguard.core.errors import DataError
 from ctguard.core.geometry import Geometry, as_float_triple, index_to_lps_mm
 from ctguard.core.marks import Mark
@@ -137,6 +137,21 @@ def test_untouched_nodules_are_read_from_findings_and_shown_as_pristine(folder: 
     assert not batch["label"][3::4].any() and not batch["mask"][3::4].any()
     with pytest.raises(DataError, match="valid"):
         read_untouched(index, "valid")
+
+
+def test_slices_are_shown_sealed_and_changed_as_a_whole(folder: Path) -> None:
+    plain = read_slices(folder, "train", ["pix2pix"])
+    sealed = read_slices(folder, "train", ["pix2pix"], lambda volume, number: np.full(volume.hu.shape, 3, np.int8))
+    assert plain[0].seal is None and sealed[0].seal is not None
+
+    def seen(scans: list[ForgedScan], **more: float) -> torch.Tensor:
+        made = SliceBatches(scans, batch=8, seed=0, patch=48, **more)  # type: ignore[arg-type]
+        return torch.cat([made(step)["x"] for step in range(4)])
+
+    whole = {float(x.max()) for x in seen(sealed)} - {float(x.max()) for x in seen(plain)}
+    assert whole  # some patches lie 3 HU higher
+    assert torch.equal(seen(plain, benign=0.0), seen(plain))
+    assert not torch.equal(seen(plain, benign=1.0), seen(plain))
 
 
 def test_a_split_or_generator_without_forgeries_is_an_error(folder: Path) -> None:

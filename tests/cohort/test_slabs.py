@@ -112,3 +112,23 @@ def test_a_step_is_a_function_of_its_number(scan: ForgedScan) -> None:
     one, two = batches(scan, benign=0.5)(11), batches(scan, benign=0.5)(11)
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert not torch.equal(one["x"], batches(scan, benign=0.5)(15)["x"])
+
+
+def test_a_seal_lies_over_pristine_and_forged_slabs_alike_and_over_forged_tissue_every_second_time(
+    scan: ForgedScan,
+) -> None:
+    sealed = replace(scan, seal=np.full(scan.hu.shape, 3, np.int8))
+    with_seal, without = batches(sealed, shapes=((4, 64),)), batches(scan, shapes=((4, 64),))
+    kinds = {"pristine": 0, "left": 0, "covered": 0, "none": 0}
+    for step in range(12):
+        batch = with_seal(step)
+        for x, mask, ignore in zip(batch["x"], batch["mask"], batch["ignore"], strict=True):
+            forged, around = x[mask > 0], x[(mask == 0) & (ignore == 0)]
+            if not len(forged):
+                kinds["pristine"] += int(float(around.mean()) > -848.5)
+            elif float(around.mean()) < -848.5:
+                kinds["none"] += 1
+            else:
+                kinds["left" if (forged == MARK).all() else "covered"] += int(set(forged.tolist()) <= {MARK, MARK + 3})
+    assert min(kinds.values()) >= 3
+    assert not torch.equal(with_seal(1)["x"], without(1)["x"])

@@ -33,6 +33,15 @@ def test_dose_falls_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert float((low - high).abs().mean()) < 0.05
 
 
+def test_noise_that_grows_across_the_chest_falls_out() -> None:
+    """Four times the level at one side of 400 pixels: no side of untouched lung may look smoothed, or sharpened."""
+    even = lung(1, shape=(6, 64, 400)) + 850
+    hu = -850 + even * torch.linspace(10, 40, 400)
+    found = seen(hu)[:, : noise_features.IN_PLANE, :, 5:-5]
+    left, right = found[..., 10:60].mean(dim=(2, 3, 4)), found[..., 140:190].mean(dim=(2, 3, 4))
+    assert float((left - right).abs().max()) < 0.5  # of log energy, which differs by 2 between these places
+
+
 def test_smoothed_tissue_shows_in_the_shortest_lags_first() -> None:
     hu = lung(30)
     forged = hu.clone()

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from ctguard.cohort.honest import benign_change, laid_over
 from ctguard.cohort.slices import ForgedScan, Untouched
 from ctguard.core.geometry import FloatTriple
 from ctguard.io.forgeries import Forgery
@@ -83,16 +83,18 @@ class SlabBatches:
         crop = round(side * zoom)
         reach = np.array([depth // 3, crop // 4, crop // 4])
         corner = place - np.array([depth, crop, crop]) // 2 + rng.integers(-reach, reach + 1)
-        hu, mask, ignore = _cut(scan, corner, (depth, crop, crop))
+        hu, mask, ignore = _cut(scan.hu, corner, (depth, crop, crop))
         if kind == 0 and forgery is not None:
             _put(hu, mask, corner, forgery.edit.box_start_zyx, forgery.block, forgery.edit.mask)
         if kind == 1 and self.stand_in is not None:
             self._forge(self.stand_in, scan, place, corner, hu, mask, rng)
+        if self.augment and scan.seal is not None and rng.random() < 0.5:
+            hu += laid_over(_cut(scan.seal, corner, hu.shape)[0], mask, rng)
         tensors = [torch.from_numpy(part) for part in (hu, mask, ignore)]
         if crop != side:
             tensors = [_resized(part, side, binary=number > 0) for number, part in enumerate(tensors)]
         if self.augment and rng.random() < self.benign:
-            tensors[0] = torch.from_numpy(_benign(rng)(tensors[0].numpy()))
+            tensors[0] = torch.from_numpy(benign_change(rng)(tensors[0].numpy()))
         return tuple(self._turned(tensors, rng))  # type: ignore[return-value]
 
     def _drawn(self, rng: np.random.Generator) -> tuple[ForgedScan, Forgery]:
@@ -116,8 +118,8 @@ class SlabBatches:
         block, donor = (_part(scan.hu, first, shape).astype(np.float32) for first in (start, donor_start))
         if self.augment and rng.random() < self.benign:
             low = np.minimum(corner, start)
-            around, _, _ = _cut(scan, low, np.maximum(corner + np.asarray(hu.shape), start + shape) - low)
-            change = _benign(rng)
+            around, _, _ = _cut(scan.hu, low, np.maximum(corner + np.asarray(hu.shape), start + shape) - low)
+            change = benign_change(rng)
             around, donor = change(around), change(donor)
             hu[:], block = (_part(around, first - low, n) for first, n in ((corner, hu.shape), (start, shape)))
         forged, changed = stand_in(block, donor, scan.spacing_zyx_mm, rng)
@@ -144,11 +146,13 @@ def _part(hu: NDArray[Any], start: NDArray[Any], shape: Sequence[int] | NDArray[
     return hu[tuple(slice(int(a), int(a + n)) for a, n in zip(start, shape, strict=True))]
 
 
-def _cut(scan: ForgedScan, corner: NDArray[Any], shape: Sequence[int] | NDArray[Any]) -> tuple[Floats, Floats, Floats]:
+def _cut(
+    values: NDArray[Any], corner: NDArray[Any], shape: Sequence[int] | NDArray[Any]
+) -> tuple[Floats, Floats, Floats]:
     """HU, an empty mask and what lies outside of the scan, which is mirrored there: repeated borders have no noise."""
     index = [np.arange(c, c + n) for c, n in zip(corner, shape, strict=True)]
-    inside = [_mirrored(i, n) for i, n in zip(index, scan.hu.shape, strict=True)]
-    hu = scan.hu[np.ix_(*inside)].astype(np.float32)
+    inside = [_mirrored(i, n) for i, n in zip(index, values.shape, strict=True)]
+    hu = values[np.ix_(*inside)].astype(np.float32)
     outside = [(i != j) for i, j in zip(index, inside, strict=True)]
     ignore = outside[0][:, None, None] | outside[1][None, :, None] | outside[2][None, None, :]
     return hu, np.zeros(hu.shape, np.float32), ignore.astype(np.float32)
@@ -186,22 +190,3 @@ def _resized(part: Tensor, side: int, binary: bool) -> Tensor:
     mode = "bilinear" if binary else "bicubic"
     sized = F.interpolate(part[:, None], size=(side, side), mode=mode, align_corners=False)[:, 0]
     return (sized >= 0.5).float() if binary else sized.round()
-
-
-def _benign(rng: np.random.Generator) -> Callable[[Floats], Floats]:
-    """A change of everything that it is given: a little smoother, or sharper, or with more noise."""
-    kind = int(rng.integers(3))
-    sigma, gain, level_hu = float(rng.uniform(0.3, 0.9)), float(rng.uniform(0.2, 0.8)), float(rng.uniform(3, 25))
-    grain = float(rng.uniform(0.0, 1.0))
-
-    def change(hu: Floats) -> Floats:
-        if kind == 0:
-            changed = ndimage.gaussian_filter(hu, (0, sigma, sigma))
-        elif kind == 1:
-            changed = hu + np.float32(gain) * (hu - ndimage.gaussian_filter(hu, (0, 0.8, 0.8)))
-        else:
-            noise = ndimage.gaussian_filter(rng.standard_normal(hu.shape).astype(np.float32), (0, grain, grain))
-            changed = hu + np.float32(level_hu) * noise / max(float(noise.std()), 1e-6)
-        return np.asarray(np.rint(changed), np.float32)
-
-    return change

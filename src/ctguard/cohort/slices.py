@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ctguard.cohort.honest import benign_change, laid_over
 from ctguard.core.console import progress
 from ctguard.core.errors import DataError
 from ctguard.core.geometry import FloatTriple, IntTriple, as_int_triple, lps_mm_to_index
 from ctguard.core.records import Edit, Split
+from ctguard.core.volume import Volume
 from ctguard.image.box import mask_box
 from ctguard.image.lung import lung_mask
 from ctguard.io.cases import read_case, read_cases
@@ -24,12 +26,16 @@ from ctguard.io.forgeries import Forgery, read_manifest
 
 @dataclass(frozen=True, eq=False)
 class ForgedScan:
-    """A pristine scan, the forgeries of it, and the bounding box of its lungs; of a scan without lungs, all of it."""
+    """A pristine scan, the forgeries of it, and the bounding box of its lungs; of a scan without lungs, all of it.
+
+    seal: what a seal would add to each voxel, in HU; None for a scan that is shown without one.
+    """
 
     hu: NDArray[Any]
     spacing_zyx_mm: FloatTriple
     forgeries: tuple[Forgery, ...]
     lung_box: tuple[slice, slice, slice]
+    seal: NDArray[np.int8] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +56,13 @@ class Untouched:
         return int(rng.integers(low, high + 1)), y, x
 
 
-def read_slices(folder: Path, split: Split, generators: Sequence[str]) -> list[ForgedScan]:
+SealOf = Callable[[Volume, int], NDArray[np.int8] | None]
+"""(scan, its number) to what a seal adds, or None."""
+
+
+def read_slices(
+    folder: Path, split: Split, generators: Sequence[str], seal_of: SealOf | None = None
+) -> list[ForgedScan]:
     """All scans of a split that have forgeries by these generators, in memory. Raises DataError where there is none."""
     index, forgeries = read_manifest(folder)
     by_scan: dict[str, list[Forgery]] = {}
@@ -61,10 +73,12 @@ def read_slices(folder: Path, split: Split, generators: Sequence[str]) -> list[F
     if not chosen:
         raise DataError(f"no {split} scan has a forgery by {', '.join(generators)}", where=folder)
     scans = []
-    for case in progress(chosen, f"reading {split} scans", len(chosen)):
+    for number, case in enumerate(progress(chosen, f"reading {split} scans", len(chosen))):
         volume = read_case(index, case)
         z, y, x = mask_box(lung_mask(volume)) or (slice(0, n) for n in volume.hu.shape)
-        scans.append(ForgedScan(volume.hu, volume.geometry.spacing_zyx_mm, tuple(by_scan[case.scan_id]), (z, y, x)))
+        seal = seal_of(volume, number) if seal_of is not None else None
+        spacing, found = volume.geometry.spacing_zyx_mm, tuple(by_scan[case.scan_id])
+        scans.append(ForgedScan(volume.hu, spacing, found, (z, y, x), seal))
     return scans
 
 
@@ -91,7 +105,8 @@ class SliceBatches:
 
     Half of a batch shows an edit; a quarter the same place of the pristine scan, so that content tells nothing; a
     quarter a random place of the pristine lungs, or every second time an untouched nodule, where some are given.
-    Flips and right-angle turns augment.
+    Flips and right-angle turns augment. benign: share of patches, forged and pristine alike, that are smoothed,
+    sharpened or made noisier as a whole. A scan that comes with a seal is shown sealed every second time.
     """
 
     scans: Sequence[ForgedScan]
@@ -100,6 +115,7 @@ class SliceBatches:
     patch: int = 128
     augment: bool = True
     untouched: Sequence[Untouched] = ()
+    benign: float = 0.0
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """x HU, mask, ignore: float32 (batch, 1, patch, patch); label: float32 (batch)."""
@@ -143,10 +159,15 @@ class SliceBatches:
             window = tuple(slice(a, a + n) for a, n in zip(edit.box_start_zyx[1:], edit.mask.shape[1:], strict=True))
             plane[window] = forgery.block[row]
             truth[window] = edit.mask[row]
+        if self.augment and scan.seal is not None and rng.random() < 0.5:
+            plane += laid_over(scan.seal[z].astype(np.float32), truth, rng)
         corner = (y - self.patch // 2, x - self.patch // 2)
         seen = np.zeros(plane.shape, np.float32)
+        patch = _crop(plane, corner, self.patch, -1024.0)
+        if self.augment and self.benign and rng.random() < self.benign:
+            patch = benign_change(rng)(patch[None])[0]
         return (
-            _crop(plane, corner, self.patch, -1024.0),
+            patch,
             _crop(truth, corner, self.patch, 0.0),
             _crop(seen, corner, self.patch, 1.0),
         )

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -22,6 +23,7 @@ from ctguard.tamper.stand_ins import REACH_MM, forge_stand_in
 from ctguard.train.fit import Batch
 from ctguard.train.recipe import Recipe
 from ctguard.training.material import Material, named
+from ctguard.training.sealed import EVERY, seal_by_turns
 
 PRISTINE_CSV = "pristine.csv"
 _SPLITS: tuple[Split, ...] = ("train", "valid")
@@ -32,7 +34,9 @@ def detector_material(recipe: Recipe, data: Sequence[Path], dims: int, out: Path
 
     data_settings: generators whose forgeries are taken; stand_ins, whether forgeries made in memory by other chains are
     shown, too (only to 3-D detectors, unless it is given); patch, the side of 2-D patches; valid_batches (16);
-    calibrate, whether a threshold is found (true: it takes longer than a matrix cell's training).
+    benign, the share of patches that are smoothed, sharpened or made noisier (2-D: 0, slabs: 0.4); sealed, whether one
+    scan of three is shown with a seal, too (false); calibrate, whether a threshold is found (true: it takes longer than
+    a matrix cell's training).
     out: gets pristine.csv, the score of each scan that the threshold was found on.
     Raises DataError where a split is empty.
     """
@@ -44,7 +48,11 @@ def detector_material(recipe: Recipe, data: Sequence[Path], dims: int, out: Path
     settings = dict(recipe.data_settings)
     generators = tuple(settings.get("generators", ("pix2pix", "copy-move")))
     stand_ins = bool(settings.get("stand_ins", dims == 3))
-    scans = {split: read_slices(data[0], split, generators) for split in _SPLITS}
+    sealed = bool(settings.get("sealed", False))
+    scans = {
+        split: read_slices(data[0], split, generators, seal_by_turns if sealed and split == "train" else None)
+        for split in _SPLITS
+    }
     untouched = {split: [nodule for index in data[1:] for nodule in read_untouched(index, split)] for split in _SPLITS}
     batches = _batches(recipe, dims, stand_ins, scans["train"], untouched["train"])
     held_out = _batches(recipe, dims, stand_ins, scans["valid"], untouched["valid"], held_out=True)
@@ -62,6 +70,7 @@ def detector_material(recipe: Recipe, data: Sequence[Path], dims: int, out: Path
     lines = [
         f"{split}: {len(s)} scans, {sum(len(x.forgeries) for x in s)} forgeries by {', '.join(generators)}"
         f"{' and stand-ins' if stand_ins else ''}"
+        f"{f', one scan of {EVERY} with a seal, too' if sealed and split == 'train' else ''}"
         f"{f', {len(untouched[split])} untouched nodules more' if untouched[split] else ''} "
         f"({', '.join(sorted({named(case.collection) for case in cases if case.split == split}))})"
         for split, s in scans.items()
@@ -80,13 +89,15 @@ def _batches(
     held_out: bool = False,
 ) -> Callable[[int], Batch]:
     """Patches of slices where neither the detector nor its stand-ins need depth; otherwise slabs."""
-    patch, seed = int(recipe.data_settings.get("patch", 128)), recipe.seed + held_out
+    settings, seed = recipe.data_settings, recipe.seed + held_out
+    patch = int(settings.get("patch", 128))
+    more: dict[str, Any] = {"augment": not held_out, "untouched": untouched}
+    if "benign" in settings:
+        more["benign"] = float(settings["benign"])
     if dims == 2 and not stand_ins:
-        return SliceBatches(scans, recipe.batch, seed, patch, augment=not held_out, untouched=untouched)
+        return SliceBatches(scans, recipe.batch, seed, patch, **more)
     stand_in, shapes = forge_stand_in if stand_ins else None, SHAPES if dims == 3 else ((1, patch),)
-    slabs = SlabBatches(
-        scans, recipe.batch, seed, stand_in, REACH_MM, shapes, augment=not held_out, untouched=untouched
-    )
+    slabs = SlabBatches(scans, recipe.batch, seed, stand_in, REACH_MM, shapes, **more)
     return slabs if dims == 3 else partial(_flat, slabs)
 
 
