@@ -88,7 +88,8 @@ cp "$out"/{pix2pix,cyclegan,diffusion}_*/{pix2pix,cyclegan,diffusion}_*.{safeten
 ctguard synth "$out/all.csv" "$out/forged" --generators pix2pix,cyclegan,diffusion,copy-move --injections 2 --anywhere --any-rating \
   --plain-sites 24 --seed 1 --jobs 2
 
-# 6. Detectors, which see untouched nodules too; their thresholds come from the pristine validation patients. TruFor looks at the extractor's residual.
+# 6. Detectors, which see untouched nodules too; their thresholds come from the pristine validation patients. TruFor looks at the extractor's residual,
+#    `volumetric` holds the U-Net.
 ctguard train "$here/recipes/residual.toml" --data "$out/train/index.csv" --data "$out/real.csv" --out "$out/residual" --resume
 cp "$out"/residual/residual.{safetensors,json} "$here/src/ctguard/weights/"
 for detector in unet xception hpfcn mvssnet mantranet trufor volumetric; do

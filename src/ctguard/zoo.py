@@ -137,7 +137,7 @@ ENTRIES: tuple[Entry, ...] = (
         kind="detector",
         task="localisation",
         class_path="ctguard.detect.volumetric:Volumetric",
-        window_hu=(-1150.0, 300.0),
+        window_hu=(-1150.0, 350.0),
         weights="volumetric",
         source="this project",
     ),

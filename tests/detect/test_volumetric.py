@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,8 @@ from ctguard.core.threshold import Threshold
 from ctguard.detect import noise_features
 from ctguard.detect.infer import BLOCK, OVERLAP, detect_volume
 from ctguard.detect.volumetric import Volumetric
+from ctguard.train.fit import fit
+from ctguard.train.recipe import Recipe
 from tests.detect.scans import thorax
 
 
@@ -57,7 +61,7 @@ def test_a_single_slice_has_no_difference_between_slices() -> None:
     found = noise_features.residuals(lung(30)[:, :, :1])
     assert not found[:, noise_features.IN_PLANE :].any()
     with torch.no_grad():
-        score, map_logit = Volumetric(width=4).eval()(lung(30)[:, :, :1])
+        score, map_logit = Volumetric(width=4, tissue_width=2).eval()(lung(30)[:, :, :1])
     assert score.shape == (1,) and map_logit.shape == (1, 1, 1, 80, 80)
 
 
@@ -70,12 +74,33 @@ def test_residuals_have_unit_gain_on_white_noise() -> None:
 def test_blocks_of_a_long_scan_meet_without_a_seam() -> None:
     """With context on either side, no slice at a block's end is judged as if the scan ended there."""
     torch.manual_seed(0)
-    detector = Volumetric(width=4).eval()
+    detector = Volumetric(width=4, tissue_width=2).eval()
     assert OVERLAP >= 4 and BLOCK > 2 * OVERLAP
     volume = thorax((BLOCK + 10, 96, 112))
     verdict = detect_volume(volume, detector, name="v", model_id="m", threshold=Threshold(0.99))
     steps = np.abs(np.diff(verdict.map, axis=0)).max(axis=(1, 2))
     assert steps[BLOCK - 1] <= 3 * np.median(steps) + 1e-3
+
+
+def test_the_map_is_the_mean_of_what_both_streams_say() -> None:
+    torch.manual_seed(0)
+    detector = Volumetric(width=4, tissue_width=2).eval()
+    x = lung(30, shape=(5, 48, 50))
+    with torch.no_grad():
+        slices = torch.stack([detector.tissue.map_logit(x[:, :, z]) for z in range(5)], dim=2)
+        assert torch.allclose(detector.map_logit(x), (detector.noise(x) + slices) / 2, atol=1e-4)
+
+
+def test_the_tissue_stream_is_not_trained(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    detector = Volumetric(width=4, tissue_width=2)
+    before = {key: value.clone() for key, value in detector.state_dict().items()}
+    x = lung(30, shape=(2, 48, 48))
+    batch = {"x": torch.cat((x, x)), "mask": (torch.cat((x, x)) > -830).float(), "label": torch.tensor([1.0, 1.0])}
+    recipe = Recipe("t", "volumetric", "cpu", steps=2, batch=2, optimiser={"lr": 1e-2})
+    after = fit(detector, lambda _: batch, recipe, tmp_path, quiet=True).module.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before if key.startswith("tissue."))
+    assert any(not torch.equal(before[key], after[key]) for key in before if key.startswith("noise."))
 
 
 @pytest.mark.parametrize("settings", [{"width": 0}, {"smooth": 4}])

@@ -26,7 +26,7 @@ from tests.detect.scans import thorax
 
 DETECTORS: dict[str, Callable[[], Detector]] = {
     "unet": lambda: UNet2d(width=4),
-    "volumetric": lambda: Volumetric(width=4),
+    "volumetric": lambda: Volumetric(width=4, tissue_width=2),
     "xception": lambda: Xception(width=2, window_px=32),
     "hpfcn": lambda: HPFCN(width=2),
     "mvssnet": lambda: MVSSNet(width=2),

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctguard.cohort.honest import benign_change, laid_over
+from ctguard.cohort.honest import laid_over
 from ctguard.core.console import progress
 from ctguard.core.errors import DataError
 from ctguard.core.geometry import FloatTriple, IntTriple, as_int_triple, lps_mm_to_index
@@ -105,8 +105,7 @@ class SliceBatches:
 
     Half of a batch shows an edit; a quarter the same place of the pristine scan, so that content tells nothing; a
     quarter a random place of the pristine lungs, or every second time an untouched nodule, where some are given.
-    Flips and right-angle turns augment. benign: share of patches, forged and pristine alike, that are smoothed,
-    sharpened or made noisier as a whole. A scan that comes with a seal is shown sealed every second time.
+    Flips and right-angle turns augment. A scan that comes with a seal is shown sealed every second time.
     """
 
     scans: Sequence[ForgedScan]
@@ -115,7 +114,6 @@ class SliceBatches:
     patch: int = 128
     augment: bool = True
     untouched: Sequence[Untouched] = ()
-    benign: float = 0.0
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """x HU, mask, ignore: float32 (batch, 1, patch, patch); label: float32 (batch)."""
@@ -163,11 +161,8 @@ class SliceBatches:
             plane += laid_over(scan.seal[z].astype(np.float32), truth, rng)
         corner = (y - self.patch // 2, x - self.patch // 2)
         seen = np.zeros(plane.shape, np.float32)
-        patch = _crop(plane, corner, self.patch, -1024.0)
-        if self.augment and self.benign and rng.random() < self.benign:
-            patch = benign_change(rng)(patch[None])[0]
         return (
-            patch,
+            _crop(plane, corner, self.patch, -1024.0),
             _crop(truth, corner, self.patch, 0.0),
             _crop(seen, corner, self.patch, 1.0),
         )

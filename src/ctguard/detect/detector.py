@@ -70,3 +70,12 @@ def expect_prior(head: nn.Conv2d | nn.Conv3d) -> None:
     assert head.bias is not None
     with torch.no_grad():
         head.bias.copy_(torch.tensor([logit] if head.out_channels == 1 else [-logit / 2, logit / 2]))
+
+
+def channels_last(module: nn.Module) -> None:
+    """Convolutions with their channels last in memory: narrow networks run up to twice as fast on a CPU."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        elif isinstance(part, nn.Conv3d | nn.ConvTranspose3d):
+            part.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

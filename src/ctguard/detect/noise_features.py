@@ -1,4 +1,4 @@
-"""Fixed features of CT noise: differences at several lags, and their local energy against the scan's own level.
+"""Fixed features of CT noise: differences at several lags, and their local energy against the level of the lung around.
 
 Forged tissue keeps what the eye sees and loses what the scanner made: the level, the spectrum and the grid of the
 noise. Each filter below answers to another part of the spectrum, so that a spectrum which does not fit shows as a
@@ -107,7 +107,7 @@ def _around(values: Tensor) -> Tensor:
 
 
 def energies(noise: Tensor, weight: Tensor) -> Tensor:
-    """Log local energy of normalised residuals, (b, 2 * CHANNELS, z, y / 2, x / 2), 0 at the scan's own level.
+    """Log local energy of normalised residuals, (b, 2 * CHANNELS, z, y / 2, x / 2), 0 at the level of the lung around.
 
     First the energy of all tissue in 6 pixels, then that of aerated lung in 14, which is 0 where there is none.
     Odd sides are rounded up.

@@ -47,7 +47,7 @@ class TruFor(Detector):
     """
 
     turns: tuple[str, ...] = ("map", "score")
-    starts_from: ClassVar[dict[str, str]] = {"extractor": "ct-residual"}
+    starts_from: ClassVar[dict[str, tuple[str, str]]] = {"extractor": ("ct-residual", "extractor")}
     """Part: the model whose weights it starts from and keeps."""
 
     def __init__(

@@ -1,53 +1,41 @@
-"""Ours: a 3-D detector made for CT noise. Blocks of any depth in, down to a single slice."""
+"""Ours: two networks that err in different places, one made for CT noise in 3-D and one that sees tissue."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch import Tensor
 
 from ctguard.core.errors import RecipeError
-from ctguard.detect import noise_features
-from ctguard.detect.detector import Batch, Detector, expect_prior
+from ctguard.detect.detector import Batch, Detector
 from ctguard.detect.losses import counted_pixels, dice_loss, maximum_score, maximum_score_loss, pixel_loss
+from ctguard.detect.noise_stream import NoiseStream
+from ctguard.detect.unet import UNet2d
 
-LEVELS = 3
-_TISSUES_HU = ((-1150.0, -550.0), (-700.0, 300.0))
-
-
-class _Level(nn.Module):
-    """Two convolutions in the plane and one between slices, which adds to what the slices say themselves."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.first = nn.Conv3d(inputs, outputs, (1, 3, 3), padding=(0, 1, 1), bias=False)
-        self.second = nn.Conv3d(outputs, outputs, (1, 3, 3), padding=(0, 1, 1), bias=False)
-        self.between = nn.Conv3d(outputs, outputs, (3, 1, 1), bias=False)
-        self.norms = nn.ModuleList(nn.BatchNorm3d(outputs) for _ in range(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norms[0](self.first(x)), inplace=True)
-        x = F.relu(self.norms[1](self.second(x)), inplace=True)
-        # the first and the last slice stand for their missing neighbours, in a single slice for both
-        stacked = torch.cat((x[:, :, :1], x, x[:, :, -1:]), dim=2)
-        return F.relu(x + self.norms[2](self.between(stacked)), inplace=True)
+_SLICES = 4
+"""Slices that the tissue's network takes at a time."""
 
 
 class Volumetric(Detector):
-    """Residuals in units of the scan's own noise, their local energies, and a small 3-D U-Net on cells of two pixels.
+    """The mean of two maps' logits: of a 3-D network on noise (`NoiseStream`), and of the U-Net on HU, slice by slice.
 
-    width: channels of the first level; 32 is the shipped size, 24 that of the matrix.
+    What misleads one in untouched lung (a vessel's end, another kernel, a seal) seldom misleads the other, while both
+    see what was forged: the mean of their logits falls in the one and stays in the other. Blocks of any depth in, down
+    to a single slice.
+
+    width: of the noise stream; 32 is the shipped size.
+    tissue_width: of the U-Net, which is trained before, by itself, and frozen here; trained together, the two would
+        learn to err together.
     smooth: side, in pixels, of the mean that the map of each slice passes before its maximum becomes the score.
-    score_weight: weight of the cross-entropy of that score beside the map's losses.
+    score_weight: weight of the cross-entropy of the noise stream's score beside its map's losses.
 
-    Every input is divided by what the aerated lung of the same block has (`noise_features`), so that dose, kernel and
-    slice thickness fall out and a place is judged against its own scan. Of the HU themselves only two wide windows
-    are seen, for which tissue it is. Raises RecipeError where a parameter makes no network.
+    Raises RecipeError where a parameter makes no network.
     """
 
-    def __init__(self, width: int = 32, smooth: int = 9, score_weight: float = 0.1) -> None:
+    starts_from: ClassVar[dict[str, tuple[str, str]]] = {"tissue": ("unet", "detector")}
+
+    def __init__(self, width: int = 32, tissue_width: int = 16, smooth: int = 9, score_weight: float = 0.1) -> None:
         super().__init__()
         if width < 1 or smooth < 1 or smooth % 2 == 0:
             raise RecipeError(
@@ -55,22 +43,17 @@ class Volumetric(Detector):
                 remedy="give a width >= 1 and an odd smooth",
             )
         self.dims: Literal[2, 3] = 3
-        self.window_hu = (_TISSUES_HU[0][0], _TISSUES_HU[1][1])
         self.smooth = smooth
         self.score_weight = score_weight
-        seen = noise_features.CHANNELS + len(_TISSUES_HU) + 1
-        self.stem = nn.Conv3d(seen, width, (1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1), bias=False)
-        self.stem_norm = nn.BatchNorm3d(width)
-        widths = [width * (level + 2) // 2 for level in range(LEVELS + 1)]
-        inputs = [width + 2 * noise_features.CHANNELS, *widths[:-2]]
-        self.down = nn.ModuleList(_Level(a, b) for a, b in zip(inputs, widths[:-1], strict=True))
-        self.bottom = _Level(widths[-2], widths[-1])
-        self.up = nn.ModuleList(
-            _Level(deep + level, level) for deep, level in zip(widths[:0:-1], widths[-2::-1], strict=True)
-        )
-        self.head = nn.Conv3d(width, 1, 1)
-        nn.init.normal_(self.head.weight, std=0.01)
-        expect_prior(self.head)
+        self.noise = NoiseStream(width)
+        self.tissue = UNet2d(tissue_width).requires_grad_(False).eval()
+        self.window_hu = self.tissue.window_hu
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module's, but the tissue's network stays frozen, statistics included."""
+        super().train(mode)
+        self.tissue.eval()
+        return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """HU (b, 1, z, y, x) of any size to the score's logit (b) and the map's logit (b, 1, z, y, x)."""
@@ -79,33 +62,15 @@ class Volumetric(Detector):
 
     def map_logit(self, x: Tensor) -> Tensor:
         """HU (b, 1, z, y, x) to the logit (b, 1, z, y, x) of each voxel being forged."""
-        y = self._cells(x)
-        rows, columns = y.shape[-2:]
-        skips = []
-        for level in self.down:
-            y = level(y)
-            skips.append(y)
-            y = F.max_pool3d(y, (1, 2, 2), ceil_mode=True)
-        y = self.bottom(y)
-        for level in self.up:
-            y = level(_joined(skips.pop(), y))
-        logit: Tensor = self.head(y)
-        logit = F.interpolate(logit.float(), size=(x.shape[-3], 2 * rows, 2 * columns), mode="trilinear")
-        return logit[..., : x.shape[-2], : x.shape[-1]]
+        noise: Tensor = self.noise(x)
+        return (noise + self.tissue_logit(x)) / 2
 
-    def _cells(self, x: Tensor) -> Tensor:
-        """HU (b, 1, z, y, x) to what the U-Net sees of each cell, (b, c, z, y / 2, x / 2)."""
-        with torch.autocast(x.device.type, enabled=False):
-            hu = x.float().clamp(min=-1100.0)
-            weight = noise_features.aerated_weight(hu)
-            noise = noise_features.normalised(noise_features.residuals(hu), weight)
-            energy = noise_features.energies(noise, weight)
-            tissues = [(hu.clamp(low, high) - low) * (2 / (high - low)) - 1 for low, high in _TISSUES_HU]
-            pixels = torch.cat((noise, *tissues, weight), dim=1)
-        rows, columns = energy.shape[-2:]
-        if (2 * rows, 2 * columns) != tuple(x.shape[-2:]):
-            pixels = F.pad(pixels, (0, 2 * columns - x.shape[-1], 0, 2 * rows - x.shape[-2], 0, 0), mode="replicate")
-        return torch.cat((F.relu(self.stem_norm(self.stem(pixels))), energy.to(x.dtype)), dim=1)
+    def tissue_logit(self, x: Tensor) -> Tensor:
+        """What the tissue's network says of each slice, (b, 1, z, y, x)."""
+        b, _, z, rows, columns = x.shape
+        planes = x.transpose(1, 2).reshape(b * z, 1, rows, columns)
+        logit = torch.cat([self.tissue.map_logit(some) for some in torch.split(planes, _SLICES)])
+        return logit.reshape(b, z, 1, rows, columns).transpose(1, 2)
 
     def score_logit(self, map_logit: Tensor, ignore: Tensor | None = None) -> Tensor:
         """The maximum (b) of the map smoothed in each slice, over the voxels that are not ignored."""
@@ -113,19 +78,14 @@ class Volumetric(Detector):
         return maximum_score(map_logit[:, 0], self.smooth, None if ignore is None else ignore[:, 0])
 
     def step(self, batch: Batch, turn: str) -> dict[str, Tensor]:
-        """Cross-entropy and Dice of the map, and cross-entropy of the block's score; ignored voxels count in none.
+        """Losses of the noise stream alone: cross-entropy and Dice of its map, and cross-entropy of its block's score.
 
-        Raises RecipeError for a turn that the detector does not have.
+        Ignored voxels count in none. Raises RecipeError for a turn that the detector does not have.
         """
         if turn not in self.turns:
             raise RecipeError(f"the volumetric detector has no turn {turn!r}", remedy=f"use one of {self.turns}")
-        logit, mask = self.map_logit(batch["x"]), batch["mask"].float()
+        logit, mask = self.noise(batch["x"]), batch["mask"].float()
         counted = counted_pixels(mask, batch.get("ignore"))
         bce, dice = pixel_loss(logit, mask, counted), dice_loss(logit, mask, counted)
         score = maximum_score_loss(logit[:, 0], self.smooth, batch["label"].float(), counted[:, 0])
         return {"loss": bce + dice + self.score_weight * score, "bce": bce, "dice": dice, "score": score}
-
-
-def _joined(skip: Tensor, deep: Tensor) -> Tensor:
-    """A level's own channels and those of the level below it, enlarged."""
-    return torch.cat((skip, F.interpolate(deep, size=skip.shape[-3:], mode="nearest")), dim=1)

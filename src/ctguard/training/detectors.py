@@ -6,7 +6,6 @@ import csv
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -34,9 +33,8 @@ def detector_material(recipe: Recipe, data: Sequence[Path], dims: int, out: Path
 
     data_settings: generators whose forgeries are taken; stand_ins, whether forgeries made in memory by other chains are
     shown, too (only to 3-D detectors, unless it is given); patch, the side of 2-D patches; valid_batches (16);
-    benign, the share of patches that are smoothed, sharpened or made noisier (2-D: 0, slabs: 0.4); sealed, whether one
-    scan of three is shown with a seal, too (false); calibrate, whether a threshold is found (true: it takes longer than
-    a matrix cell's training).
+    sealed, whether one scan of three is shown with a seal, too (false); calibrate, whether a threshold is found (true:
+    it takes longer than a matrix cell's training).
     out: gets pristine.csv, the score of each scan that the threshold was found on.
     Raises DataError where a split is empty.
     """
@@ -89,15 +87,13 @@ def _batches(
     held_out: bool = False,
 ) -> Callable[[int], Batch]:
     """Patches of slices where neither the detector nor its stand-ins need depth; otherwise slabs."""
-    settings, seed = recipe.data_settings, recipe.seed + held_out
-    patch = int(settings.get("patch", 128))
-    more: dict[str, Any] = {"augment": not held_out, "untouched": untouched}
-    if "benign" in settings:
-        more["benign"] = float(settings["benign"])
+    patch, seed = int(recipe.data_settings.get("patch", 128)), recipe.seed + held_out
     if dims == 2 and not stand_ins:
-        return SliceBatches(scans, recipe.batch, seed, patch, **more)
+        return SliceBatches(scans, recipe.batch, seed, patch, augment=not held_out, untouched=untouched)
     stand_in, shapes = forge_stand_in if stand_ins else None, SHAPES if dims == 3 else ((1, patch),)
-    slabs = SlabBatches(scans, recipe.batch, seed, stand_in, REACH_MM, shapes, **more)
+    slabs = SlabBatches(
+        scans, recipe.batch, seed, stand_in, REACH_MM, shapes, augment=not held_out, untouched=untouched
+    )
     return slabs if dims == 3 else partial(_flat, slabs)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from ctguard import zoo
 from ctguard.core.console import log
 from ctguard.core.errors import RecipeError
+from ctguard.detect.detector import channels_last
 from ctguard.io.manifest import sha256_file
 from ctguard.train.checkpoint import Card, load_weights, read_card, rounded_to_half, save_checkpoint
 from ctguard.train.fit import fit
@@ -72,8 +73,7 @@ def train(
         load_weights(module, init)
         notes.append(f"Started from weights of sha256 {sha256_file(init)}.")
     if kind in ("detector", "scorer", "protector"):  # a narrow network trains nearly twice as fast on a CPU this way
-        flat = getattr(module, "dims", 3) == 2
-        module = module.to(memory_format=torch.channels_last if flat else torch.channels_last_3d)  # type: ignore[call-overload]
+        channels_last(module)
     # A generator keeps its averaged last weights: pixel error on validation cubes would prefer blur.
     chooses = None if kind == "generator" else material.validate
     result = fit(module, material.batches, recipe, out, validate=chooses, resume=resume, devices=devices)
@@ -122,8 +122,8 @@ def _take_parts(module: nn.Module, recipe: Recipe) -> dict[str, str]:
     Raises ModelError where such a part has no weights yet, or weights of another size than the recipe asks for.
     """
     taken = {}
-    for part, name in getattr(module, "starts_from", {}).items():
-        entry = zoo.find(name, "extractor")
+    for part, (name, kind) in getattr(module, "starts_from", {}).items():
+        entry = zoo.find(name, kind)
         path = Path(recipe.data_settings.get(part) or zoo.WEIGHTS / f"{entry.weights}.safetensors")
         card = read_card(path.with_suffix(".json"))
         load_weights(module.get_submodule(part), path, card.sha256)
