@@ -14,6 +14,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 export PATH="$here/.venv/bin:$PATH"
 mkdir -p "$out/matrix"
 cd "$out"
+sed 's/^name = "unet"/name = "tissue"/; s/width = 7/width = 5/' "$here/recipes/unet.toml" > tissue.toml
 
 train() {  # RECIPE NAME GENERATOR
   [ -f "$2/$2.json" ] || ctguard train "$1" --size matrix --generators "$3" \
@@ -26,7 +27,6 @@ for generator in pix2pix cyclegan diffusion; do
     recipe=$here/recipes/$detector.toml
     if [ "$detector" = volumetric ]; then  # its tissue stream, narrower than the U-Net's cell, learns first
       tissue=tissue_on_$generator
-      sed 's/^name = "unet"/name = "tissue"/; s/width = 7/width = 5/' "$here/recipes/unet.toml" > tissue.toml
       train tissue.toml "$tissue" "$generator"
       recipe=volumetric_on_$generator.toml
       sed "s#tissue_on_pix2pix.safetensors#$tissue/$tissue.safetensors#" "$here/recipes/volumetric.toml" > "$recipe"

@@ -10,7 +10,7 @@ from scipy import stats
 
 from ctguard.bench.detection import CONTROLS, PRISTINE, Scored
 from ctguard.bench.metrics import Interval
-from ctguard.bench.models import Model
+from ctguard.bench.models import Model, hashes_of
 from ctguard.bench.resampling import Draws, Patients, interval
 from ctguard.core.records import Table
 
@@ -92,7 +92,7 @@ def headline_table(models: Sequence[Model], rows: Named, run_id: str) -> Table:
         out.append(cells | {"false alarms": pristine["false alarms"]})
     out += _not_trained(models, "n")
     columns = ("detector", "n", "auc", "sensitivity", "false alarms", "f1", "f1 pooled", "precision", "pointing")
-    return Table(f"Calibrated protocol: {EVERY}", columns, tuple(out), _n(rows), run_id, _hashes(models))
+    return Table(f"Calibrated protocol: {EVERY}", columns, tuple(out), _n(rows), run_id, hashes_of(models))
 
 
 def pristine_cells(rows: Rows, patients: Patients) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def forged_table(models: Sequence[Model], rows: Named, run_id: str) -> Table:
             out.append({"detector": model.label, "forgery": name, **cells})
     out += _not_trained(models, "forgery")
     return Table(
-        "Calibrated protocol: forgeries", (*COLUMNS, "pointing"), tuple(out), _n(rows), run_id, _hashes(models)
+        "Calibrated protocol: forgeries", (*COLUMNS, "pointing"), tuple(out), _n(rows), run_id, hashes_of(models)
     )
 
 
@@ -140,7 +140,7 @@ def pristine_table(models: Sequence[Model], rows: Named, run_id: str) -> Table:
         out.append(cells)
     out += _not_trained(models, "threshold")
     columns = tuple(names) or ("detector", "threshold")
-    return Table("Calibrated protocol: pristine scans", columns, tuple(out), _n(rows), run_id, _hashes(models))
+    return Table("Calibrated protocol: pristine scans", columns, tuple(out), _n(rows), run_id, hashes_of(models))
 
 
 def _control_cells(rows: Rows, patients: Patients) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def difference_table(models: Sequence[Model], rows: Named, run_id: str, ours: st
                 }
             )
     columns = ("forgery", "figure", "n", ours, "best of the others", "its figure", "difference")
-    return Table(f"{ours} less the best of the others", columns, tuple(out), _n(rows), run_id, _hashes(models))
+    return Table(f"{ours} less the best of the others", columns, tuple(out), _n(rows), run_id, hashes_of(models))
 
 
 def _trained(models: Sequence[Model], rows: Named) -> list[tuple[Model, Rows, Patients]]:
@@ -225,10 +225,6 @@ def _trained(models: Sequence[Model], rows: Named) -> list[tuple[Model, Rows, Pa
 
 def _not_trained(models: Sequence[Model], column: str) -> list[dict[str, Any]]:
     return [{"detector": model.label, column: NOT_TRAINED} for model in models if model.card is None]
-
-
-def _hashes(models: Sequence[Model]) -> dict[str, str]:
-    return {model.name: model.sha256 for model in models if model.card is not None}
 
 
 def counts(rows: Rows) -> dict[str, int]:

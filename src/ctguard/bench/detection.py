@@ -15,7 +15,7 @@ from ctguard import __version__
 from ctguard.bench.judging import Judge, Look, Scan, device_of, slab_slices
 from ctguard.bench.kept import NAN, read_kept, with_nan, without_nan, write_kept
 from ctguard.bench.localisation import Counts, Truth, average_precision, points_at
-from ctguard.bench.models import Model, load_detector
+from ctguard.bench.models import Model, detector_of
 from ctguard.bench.pristine import pristine_threshold, score_pristine
 from ctguard.core.console import progress
 from ctguard.core.errors import DataError
@@ -228,10 +228,8 @@ def _measure_scan(
         kept = how.work / model.name / f"{case.scan_id}.json"
         stored = read_kept(kept, key)
         if stored is None:
-            if model.weights is None:
-                raise DataError("its weights have no file", where=model.name, remedy="load it from a file")
             scan = scan or Scan(case, read_case(index, case), forgeries)
-            judge = Judge(load_detector(model.detector, model.weights), model.threshold, how.device)
+            judge = Judge(detector_of(model), model.threshold, how.device)
             rows[model.name] = score_scan(judge, scan, protocol)
             write_kept(kept, key, [row.to_json() for row in rows[model.name]])
         else:
@@ -268,9 +266,7 @@ def calibrate(models: Sequence[Model], folder: Path, how: Measuring, patients: i
     cases = [case for case, _ in items]
     found = {}
     for model in wanted:
-        if model.weights is None:
-            raise DataError("its weights have no file", where=model.name, remedy="load it from a file")
-        detector = load_detector(model.detector, model.weights).to(how.device)
+        detector = detector_of(model).to(how.device)
         found[model.name] = pristine_threshold(
             score_pristine(detector, index, cases, how.work / _VALID / f"{model.name}.json")
         )

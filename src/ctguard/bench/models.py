@@ -12,7 +12,7 @@ import torch
 from ctguard import zoo
 from ctguard.bench.judging import NO_THRESHOLD
 from ctguard.bench.paper_tables import GENERATORS
-from ctguard.core.errors import ModelError
+from ctguard.core.errors import DataError, ModelError
 from ctguard.core.threshold import Threshold
 from ctguard.detect.detector import Detector
 from ctguard.train.checkpoint import Card, read_card
@@ -106,3 +106,15 @@ def load_detector(name: str, weights: Path) -> Detector:
     torch.set_num_threads(1)
     detector: Detector = zoo.load(zoo.find(name, "detector"), weights)[0]
     return detector
+
+
+def detector_of(model: Model) -> Detector:
+    """The loaded detector of a model. Raises DataError for one without a file of weights."""
+    if model.weights is None:
+        raise DataError("its weights have no file", where=model.name, remedy="load it from a file")
+    return load_detector(model.detector, model.weights)
+
+
+def hashes_of(models: Sequence[Model]) -> dict[str, str]:
+    """Of the weights of every trained model, by its name: a table carries them."""
+    return {model.name: model.sha256 for model in models if model.card is not None}

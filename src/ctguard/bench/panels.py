@@ -15,10 +15,10 @@ from ctguard.bench.judging import Judge, Scan, slab_slices
 from ctguard.bench.kept import NAN, read_kept, with_nan, without_nan, write_kept
 from ctguard.bench.localisation import points_at
 from ctguard.bench.metrics import exact_share
-from ctguard.bench.models import Model, load_detector
+from ctguard.bench.models import Model, detector_of, hashes_of
 from ctguard.bench.operations import OPERATIONS, Operation, operations
 from ctguard.cohort.nodules import label_of
-from ctguard.core.errors import CtguardError, DataError
+from ctguard.core.errors import CtguardError
 from ctguard.core.geometry import FloatTriple, as_float_triple, index_to_lps_mm, lps_mm_to_index
 from ctguard.core.records import Case, Table
 from ctguard.core.volume import Volume
@@ -121,7 +121,7 @@ def _measure_scan(
     if todo:
         probes: dict[str, list[Probe]] = {model.name: [] for model in todo}
         scan = Scan(case, read_case(index, case))
-        judges = {model.name: _judge(model, how.device) for model in todo}
+        judges = {model.name: Judge(detector_of(model), model.threshold, how.device) for model in todo}
         for version in versions(scan, forgery):
             for name, judge in judges.items():
                 probes[name].append(_judged(judge, scan, version))
@@ -167,12 +167,6 @@ def _nodules(scan: Scan, blank: Probe) -> Iterator[Version]:
         name = next(name for name, malignant in NODULES.items() if malignant == bool(label))
         slab = slab_slices(geometry.shape_zyx[0], center[0])
         yield Version(replace(blank, operation=name), scan.volume, slab)
-
-
-def _judge(model: Model, device: str) -> Judge:
-    if model.weights is None:
-        raise DataError("its weights have no file", where=model.name, remedy="load it from a file")
-    return Judge(load_detector(model.detector, model.weights), model.threshold, device)
 
 
 def _judged(judge: Judge, scan: Scan, version: Version) -> Probe:
@@ -237,5 +231,5 @@ def _table(
     columns = [key for key in (*columns, "left out") if key in told]
     every = [probe for rows in found.values() for probe in rows]
     n = {"patients": len({probe.patient for probe in every}), "scans": len({probe.scan_id for probe in every})}
-    hashes = {model.name: model.sha256 for model in models if model.card is not None}
+    hashes = hashes_of(models)
     return Table(title, tuple(columns), tuple(out), n, run_id, hashes)

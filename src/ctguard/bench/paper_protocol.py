@@ -13,9 +13,9 @@ from typing import Any
 from ctguard.bench.calibrated import NOT_TRAINED
 from ctguard.bench.detection import CONTROLS, PRISTINE, Scored
 from ctguard.bench.metrics import Interval
-from ctguard.bench.models import Model
+from ctguard.bench.models import Model, hashes_of
 from ctguard.bench.paper_tables import CELLS, DETECTION, GENERATORS, LOCALISATION, METHODS, SHORT
-from ctguard.bench.resampling import Patients, interval
+from ctguard.bench.resampling import Draws, Patients, interval
 from ctguard.core.records import Table
 
 HALF = 0.5
@@ -43,8 +43,8 @@ class Cell:
         return {"f1": self.f1, "iou": self.iou, "acc": self.acc, "pd@1%": self.pd}[name]
 
 
-def paper_cell(rows: Sequence[Scored], generator: str, patients: Patients) -> Cell | None:
-    """Slabs forged by one generator against one slab of each pristine scan; None where it forged none.
+def slab_draws(rows: Sequence[Scored], generator: str, patients: Patients) -> dict[str, Draws]:
+    """F1, IoU, Acc and Pd@1% of one generator's slabs, with all their resamples; empty where it forged none.
 
     Acc: balanced accuracy at 0.5. Pd@1%: the share of forged slabs above the threshold that 1 % of the pristine slabs
     exceed; with fewer than 100 of them, above the highest. F1 and IoU: averaged over forged slabs.
@@ -52,18 +52,26 @@ def paper_cell(rows: Sequence[Scored], generator: str, patients: Patients) -> Ce
     forged = [row for row in rows if row.generator == generator]
     pristine = [row for row in rows if row.generator == PRISTINE]
     if not forged or not pristine:
-        return None
+        return {}
     names, scores = [row.patient for row in forged], [row.slab_score for row in forged]
     others, negative = [row.patient for row in pristine], [row.slab_score for row in pristine]
     found = patients.mean(names, [float(score >= HALF) for score in scores])
     clean = patients.mean(others, [float(score < HALF) for score in negative])
-    return Cell(
-        len(forged),
-        interval(patients.mean(names, [row.slab_f1 for row in forged])),
-        interval(patients.mean(names, [row.slab_iou for row in forged])),
-        interval((found + clean) / 2),
-        interval(patients.detected_at(names, scores, others, negative)),
-    )
+    return {
+        "f1": patients.mean(names, [row.slab_f1 for row in forged]),
+        "iou": patients.mean(names, [row.slab_iou for row in forged]),
+        "acc": (found + clean) / 2,
+        "pd@1%": patients.detected_at(names, scores, others, negative),
+    }
+
+
+def paper_cell(rows: Sequence[Scored], generator: str, patients: Patients) -> Cell | None:
+    """Slabs forged by one generator against one slab of each pristine scan; None where it forged none."""
+    draws = slab_draws(rows, generator, patients)
+    if not draws:
+        return None
+    count = sum(row.generator == generator for row in rows)
+    return Cell(count, *(interval(draws[name]) for name in FIGURES))
 
 
 def paper_table(models: Sequence[Model], rows: Mapping[str, Sequence[Scored]], run_id: str) -> Table:
@@ -80,7 +88,7 @@ def paper_table(models: Sequence[Model], rows: Mapping[str, Sequence[Scored]], r
             if cell is not None:
                 figures = {name: cell.figure(name) for name in FIGURES}
                 out.append({"detector": model.label, "test": generator, "n": cell.n, **figures})
-    hashes = {model.name: model.sha256 for model in models if model.card is not None}
+    hashes = hashes_of(models)
     title = "Paper protocol: detectors as shipped"
     return Table(title, ("detector", "test", "n", *FIGURES), tuple(out), _counts(rows), run_id, hashes)
 
@@ -110,7 +118,7 @@ def matrix_tables(models: Sequence[Model], rows: Mapping[str, Sequence[Scored]],
     if not models:
         return []
     cells = matrix_cells(models, rows)
-    hashes = {model.name: model.sha256 for model in models if model.card is not None}
+    hashes = hashes_of(models)
     known = {(model.detector, model.trained_on) for model in models if model.card is not None}
     sizes = {model.detector: model.label for model in reversed(models) if model.card is not None}
     detectors = [*METHODS, *dict.fromkeys(model.detector for model in models if model.detector not in METHODS)]

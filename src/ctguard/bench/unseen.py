@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from ctguard.bench.calibrated import OURS, counts, forged_cells, pristine_cells
-from ctguard.bench.detection import PRISTINE, Scored
-from ctguard.bench.models import Model
+from ctguard.bench.detection import Scored
+from ctguard.bench.models import Model, hashes_of
+from ctguard.bench.paper_protocol import slab_draws
 from ctguard.bench.paper_tables import GENERATORS, METHODS
-from ctguard.bench.resampling import Draws, Patients, interval
+from ctguard.bench.resampling import Patients, interval
 from ctguard.core.records import Table
 
 Named = Mapping[str, Sequence[Scored]]
@@ -36,7 +37,7 @@ def whole_scan_table(cells: Sequence[Model], rows: Named, run_id: str) -> Table 
         return None
     columns = ("detector", "trained", "test", "n", "auc", "sensitivity", "false alarms", "f1", "f1 pooled", "pointing")
     n = counts(max((rows[cell.name] for cell in judged), key=len))
-    return Table("Calibrated protocol: one training generator", columns, tuple(out), n, run_id, _hashes(judged))
+    return Table("Calibrated protocol: one training generator", columns, tuple(out), n, run_id, hashes_of(judged))
 
 
 def gain_table(cells: Sequence[Model], rows: Named, run_id: str, ours: str = OURS) -> Table | None:
@@ -53,9 +54,11 @@ def gain_table(cells: Sequence[Model], rows: Named, run_id: str, ours: str = OUR
     for train in GENERATORS:
         same = {cell.detector: cell for cell in here if cell.trained_on == train}
         for test in GENERATORS:
-            for figure, of in (("f1", _f1), ("pd@1%", _pd)):
-                drawn = {cell.detector: of(rows[cell.name], test, patients) for cell in same.values()}
-                drawn = {name: draws for name, draws in drawn.items() if np.isfinite(draws[0])}
+            slabs = {name: slab_draws(rows[cell.name], test, patients) for name, cell in same.items()}
+            for figure in ("f1", "pd@1%"):
+                drawn = {
+                    name: draws[figure] for name, draws in slabs.items() if draws and np.isfinite(draws[figure][0])
+                }
                 rivals = [name for name in drawn if name in METHODS]
                 if ours not in drawn or not rivals:
                     continue
@@ -76,24 +79,9 @@ def gain_table(cells: Sequence[Model], rows: Named, run_id: str, ours: str = OUR
         return None
     columns = ("trained", "test", "figure", "n", ours, "best of the six", "its figure", "difference")
     n = counts(max((rows[cell.name] for cell in here), key=len))
-    return Table(f"Paper protocol: {ours} less the best of the six", columns, tuple(out), n, run_id, _hashes(here))
+    return Table(f"Paper protocol: {ours} less the best of the six", columns, tuple(out), n, run_id, hashes_of(here))
 
 
 def has_threshold(cell: Model) -> bool:
     """Whether a checkpoint can judge whole scans: its card has a threshold."""
     return cell.card is not None and cell.card.threshold is not None
-
-
-def _f1(rows: Sequence[Scored], test: str, patients: Patients) -> Draws:
-    forged = [row for row in rows if row.generator == test]
-    return patients.mean([row.patient for row in forged], [row.slab_f1 for row in forged])
-
-
-def _pd(rows: Sequence[Scored], test: str, patients: Patients) -> Draws:
-    sides = [[row for row in rows if row.generator == name] for name in (test, PRISTINE)]
-    named = [([row.patient for row in side], [row.slab_score for row in side]) for side in sides]
-    return patients.detected_at(*named[0], *named[1])
-
-
-def _hashes(models: Sequence[Model]) -> dict[str, str]:
-    return {model.name: model.sha256 for model in models}

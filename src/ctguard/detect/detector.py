@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ class Detector(nn.Module, ABC):
     localises: whether it says where. One that does not gives a map that marks nothing, which nobody may read as a map
         of pristine tissue: `infer` leaves the verdict's map empty and lists no regions.
     turns: the parts that are trained one after the other within a step; each names its optimizer.
+    starts_from: part to the (name, kind) of the model whose weights it starts from and keeps: it stays frozen.
     """
 
     window_hu: tuple[float, float]
@@ -41,6 +42,14 @@ class Detector(nn.Module, ABC):
     area: Literal["lungs", "body"] = "lungs"
     localises: bool = True
     turns: tuple[str, ...] = ("detector",)
+    starts_from: ClassVar[Mapping[str, tuple[str, str]]] = {}
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module's, but parts that are kept stay frozen, statistics included."""
+        super().train(mode)
+        for part in self.starts_from:
+            self.get_submodule(part).eval()
+        return self
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

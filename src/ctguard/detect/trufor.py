@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,7 @@ class TruFor(Detector):
     """
 
     turns: tuple[str, ...] = ("map", "score")
-    starts_from: ClassVar[dict[str, tuple[str, str]]] = {"extractor": ("ct-residual", "extractor")}
-    """Part: the model whose weights it starts from and keeps."""
+    starts_from: ClassVar[Mapping[str, tuple[str, str]]] = {"extractor": ("ct-residual", "extractor")}
 
     def __init__(
         self,
@@ -83,12 +82,6 @@ class TruFor(Detector):
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.anomaly.predict.weight, std=0.01)
         expect_prior(self.anomaly.predict)
-
-    def train(self, mode: bool = True) -> Self:
-        """As any module's, but the extractor stays frozen, statistics included."""
-        super().train(mode)
-        self.extractor.eval()
-        return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """HU (b, 1, y, x), any size, to the integrity score's logit (b) and the anomaly map's logit (b, 1, y, x)."""

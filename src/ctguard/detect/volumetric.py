@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Volumetric(Detector):
     Raises RecipeError where a parameter makes no network.
     """
 
-    starts_from: ClassVar[dict[str, tuple[str, str]]] = {"tissue": ("unet", "detector")}
+    starts_from: ClassVar[Mapping[str, tuple[str, str]]] = {"tissue": ("unet", "detector")}
 
     def __init__(self, width: int = 32, tissue_width: int = 16, smooth: int = 9, score_weight: float = 0.1) -> None:
         super().__init__()
@@ -48,12 +49,6 @@ class Volumetric(Detector):
         self.noise = NoiseStream(width)
         self.tissue = UNet2d(tissue_width).requires_grad_(False).eval()
         self.window_hu = self.tissue.window_hu
-
-    def train(self, mode: bool = True) -> Self:
-        """As any module's, but the tissue's network stays frozen, statistics included."""
-        super().train(mode)
-        self.tissue.eval()
-        return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """HU (b, 1, z, y, x) of any size to the score's logit (b) and the map's logit (b, 1, z, y, x)."""
