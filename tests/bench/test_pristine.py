@@ -50,3 +50,9 @@ def test_a_killed_calibration_goes_on_with_the_same_weights(data: tuple[Path, li
         stub.weight += 1
     score_pristine(stub, index, cases, tmp_path / "kept.json")
     assert 0 < part < sum(SEEN)
+
+
+def test_two_jobs_give_the_same_scores(data: tuple[Path, list[Case]], tmp_path: Path) -> None:
+    index, cases = data
+    alone, shared = (score_pristine(Stub(), index, cases, tmp_path / f"{jobs}.json", jobs) for jobs in (1, 2))
+    assert shared == alone

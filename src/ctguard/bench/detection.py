@@ -267,9 +267,8 @@ def calibrate(models: Sequence[Model], folder: Path, how: Measuring, patients: i
     found = {}
     for model in wanted:
         detector = detector_of(model).to(how.device)
-        found[model.name] = pristine_threshold(
-            score_pristine(detector, index, cases, how.work / _VALID / f"{model.name}.json")
-        )
+        kept = how.work / _VALID / f"{model.name}.json"
+        found[model.name] = pristine_threshold(score_pristine(detector, index, cases, kept, how.jobs))
     return [model.at(*found[model.name]) if model.name in found else model for model in models]
 
 

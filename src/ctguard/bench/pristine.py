@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from ctguard.bench.calibration import find_threshold
 from ctguard.bench.judging import NO_THRESHOLD, Judge, device_of
 from ctguard.bench.kept import read_kept, write_kept
 from ctguard.bench.operations import OPERATIONS
-from ctguard.core.console import log, progress
+from ctguard.core.console import log
 from ctguard.core.errors import CtguardError
 from ctguard.core.records import Case
 from ctguard.core.threshold import Threshold
 from ctguard.core.volume import Volume
 from ctguard.io.cases import read_case
+from ctguard.parallel import map_cases
 
 PLAIN = "none"
 CHANGES = tuple(one for one in OPERATIONS if one.name not in (PLAIN, "jpeg-2000") and not one.weights)
@@ -38,7 +40,7 @@ class PristineScore:
     searched_ml: float
 
 
-def score_pristine(detector: Any, index: Path, cases: Sequence[Case], kept: Path) -> list[PristineScore]:
+def score_pristine(detector: Any, index: Path, cases: Sequence[Case], kept: Path, jobs: int = 1) -> list[PristineScore]:
     """Two scores of each scan, whole: as it is, and after an operation of the false-alarm panel, which take turns.
 
     Where an operation cannot be done to a scan, the next that can be is. kept: a file where the scans that a killed run
@@ -51,10 +53,10 @@ def score_pristine(detector: Any, index: Path, cases: Sequence[Case], kept: Path
     key = f"{__version__} {parts.hexdigest()} {index} {' '.join(one.name for one in CHANGES)}"
     rows = [PristineScore(**row) for row in read_kept(kept, key) or ()]
     done = {row.scan_id for row in rows}
-    for number, case in enumerate(progress(cases, "pristine scans", len(cases))):
-        if case.scan_id not in done:
-            rows += _scores(detector, case, read_case(index, case), number)
-            write_kept(kept, key, [asdict(row) for row in rows])
+    todo = [(number, case) for number, case in enumerate(cases) if case.scan_id not in done]
+    for result in map_cases(partial(_scores, detector=detector, index=index), todo, jobs=jobs, label="pristine scans"):
+        rows += result.unwrap()
+        write_kept(kept, key, [asdict(row) for row in rows])
     order = {case.scan_id: number for number, case in enumerate(cases)}
     return sorted((row for row in rows if row.scan_id in order), key=lambda row: order[row.scan_id])
 
@@ -66,12 +68,16 @@ def pristine_threshold(rows: Sequence[PristineScore]) -> tuple[Threshold, str]:
     return threshold, f"{note}; {scans} scans, each as it is and after one honest operation"
 
 
-def _scores(detector: Any, case: Case, volume: Volume, number: int) -> Iterator[PristineScore]:
+def _scores(item: tuple[int, Case], detector: Any, index: Path) -> list[PristineScore]:
+    number, case = item
+    volume = read_case(index, case)
     judge = Judge(detector, NO_THRESHOLD, device_of(detector))
+    rows = []
     for operation, version in (PLAIN, volume), *_changed(case, volume, number):
         look = judge.look(version)
         judge.detector.forget()
-        yield PristineScore(case.scan_id, operation, look.score, look.searched_ml)
+        rows.append(PristineScore(case.scan_id, operation, look.score, look.searched_ml))
+    return rows
 
 
 def _changed(case: Case, volume: Volume, number: int) -> Iterator[tuple[str, Volume]]:

@@ -83,13 +83,14 @@ class SlabBatches:
         crop = round(side * zoom)
         reach = np.array([depth // 3, crop // 4, crop // 4])
         corner = place - np.array([depth, crop, crop]) // 2 + rng.integers(-reach, reach + 1)
-        hu, mask, ignore = _cut(scan.hu, corner, (depth, crop, crop))
+        hu = _cut(scan.hu, corner, (depth, crop, crop))
+        mask, ignore = np.zeros_like(hu), _outside(scan.hu.shape, corner, hu.shape)
         if kind == 0 and forgery is not None:
             _put(hu, mask, corner, forgery.edit.box_start_zyx, forgery.block, forgery.edit.mask)
         if kind == 1 and self.stand_in is not None:
             self._forge(self.stand_in, scan, place, corner, hu, mask, rng)
         if self.augment and scan.seal is not None and rng.random() < 0.5:
-            hu += laid_over(_cut(scan.seal, corner, hu.shape)[0], mask, rng)
+            hu += laid_over(_cut(scan.seal, corner, hu.shape), mask, rng)
         tensors = [torch.from_numpy(part) for part in (hu, mask, ignore)]
         if crop != side:
             tensors = [_resized(part, side, binary=number > 0) for number, part in enumerate(tensors)]
@@ -118,7 +119,7 @@ class SlabBatches:
         block, donor = (_part(scan.hu, first, shape).astype(np.float32) for first in (start, donor_start))
         if self.augment and rng.random() < self.benign:
             low = np.minimum(corner, start)
-            around, _, _ = _cut(scan.hu, low, np.maximum(corner + np.asarray(hu.shape), start + shape) - low)
+            around = _cut(scan.hu, low, np.maximum(corner + np.asarray(hu.shape), start + shape) - low)
             change = benign_change(rng)
             around, donor = change(around), change(donor)
             hu[:], block = (_part(around, first - low, n) for first, n in ((corner, hu.shape), (start, shape)))
@@ -146,16 +147,18 @@ def _part(hu: NDArray[Any], start: NDArray[Any], shape: Sequence[int] | NDArray[
     return hu[tuple(slice(int(a), int(a + n)) for a, n in zip(start, shape, strict=True))]
 
 
-def _cut(
-    values: NDArray[Any], corner: NDArray[Any], shape: Sequence[int] | NDArray[Any]
-) -> tuple[Floats, Floats, Floats]:
-    """HU, an empty mask and what lies outside of the scan, which is mirrored there: repeated borders have no noise."""
+def _cut(values: NDArray[Any], corner: NDArray[Any], shape: Sequence[int] | NDArray[Any]) -> Floats:
+    """Values from a corner on; what lies outside of the scan is mirrored, for repeated borders have no noise."""
+    index = (_mirrored(np.arange(c, c + n), size) for c, n, size in zip(corner, shape, values.shape, strict=True))
+    cut: Floats = values[np.ix_(*index)].astype(np.float32)
+    return cut
+
+
+def _outside(size: Sequence[int], corner: NDArray[Any], shape: Sequence[int]) -> Floats:
+    """1 where a voxel lies outside of a scan of that size."""
     index = [np.arange(c, c + n) for c, n in zip(corner, shape, strict=True)]
-    inside = [_mirrored(i, n) for i, n in zip(index, values.shape, strict=True)]
-    hu = values[np.ix_(*inside)].astype(np.float32)
-    outside = [(i != j) for i, j in zip(index, inside, strict=True)]
-    ignore = outside[0][:, None, None] | outside[1][None, :, None] | outside[2][None, None, :]
-    return hu, np.zeros(hu.shape, np.float32), ignore.astype(np.float32)
+    z, y, x = ((i < 0) | (i >= n) for i, n in zip(index, size, strict=True))
+    return (z[:, None, None] | y[None, :, None] | x[None, None, :]).astype(np.float32)
 
 
 def _mirrored(index: NDArray[Any], count: int) -> NDArray[Any]:

@@ -93,7 +93,7 @@ def train(
         seed=recipe.seed,
         steps=result.steps,
         recipe=recipe_path.read_text(),
-        commit=_commit(recipe_path),
+        commit=_commit(),
         metrics=metrics,
         threshold=threshold.value if threshold else None,
         threshold_tail=threshold.tail if threshold else 0.0,
@@ -127,14 +127,16 @@ def _take_parts(module: nn.Module, recipe: Recipe) -> dict[str, str]:
         path = Path(recipe.data_settings.get(part) or zoo.WEIGHTS / f"{entry.weights}.safetensors")
         card = read_card(path.with_suffix(".json"))
         load_weights(module.get_submodule(part), path, card.sha256)
-        taken[entry.weights] = card.sha256
+        taken[path.stem] = card.sha256
     return taken
 
 
-def _commit(path: Path) -> str:
-    """The repository's commit, "unknown" outside of one; said so in the card."""
-    command = ["git", "-C", str(path.resolve().parent), "rev-parse", "HEAD"]
+def _commit() -> str:
+    """The commit of this code, "unknown" where no repository holds it, as after an installation."""
+    here = Path(__file__).resolve()
+    git = ["git", "-C", str(here.parent)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        return subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
