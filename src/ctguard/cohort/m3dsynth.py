@@ -82,10 +82,6 @@ class Tables:
     test_centers: Mapping[tuple[str, str], FloatTriple]
     problems: tuple[str, ...]
 
-    def of_patient(self, patient: str) -> tuple[Site, ...]:
-        """The sites of one patient."""
-        return tuple(site for site in self.sites if site.patient == patient)
-
     def of_series(self, series: Series) -> tuple[Site, ...]:
         """The sites of one DICOM series; none where M3Dsynth does not use it."""
         entry = self.entry_of(series)
@@ -106,10 +102,6 @@ class Tables:
         """The row of LIDC.csv that names this DICOM series: same PatientID, same end of SeriesInstanceUID."""
         same = (e for e in self.series if e.patient == series.patient and series.series_uid.endswith(e.uid_end))
         return next(same, None)
-
-    def for_all_generators(self) -> tuple[Site, ...]:
-        """The sites that all three generators forged: the only ones for paired comparisons."""
-        return tuple(site for site in self.sites if set(GENERATORS) <= set(site.generators))
 
 
 @dataclass(frozen=True)
