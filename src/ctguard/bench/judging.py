@@ -21,7 +21,7 @@ from ctguard.core.records import Case
 from ctguard.core.threshold import Threshold
 from ctguard.core.volume import Volume
 from ctguard.detect.detector import Batch, Detector
-from ctguard.detect.infer import Area, judge_box, own_map, search_area, verdict_regions
+from ctguard.detect.infer import Area, Looking, judge_box, own_map, search_area, verdict_regions
 from ctguard.io.forgeries import Forgery
 
 SLAB_SLICES = 32
@@ -97,7 +97,7 @@ class Judge:
         """As `ctguard detect` judges it, without its progress. area: where to look; by default the detector's own."""
         with _quiet():
             area = area or search_area(volume, self.detector)
-            judged = judge_box(volume, self.detector, area.box, device=self.device)
+            judged = judge_box(volume, self.detector, area.box, Looking(device=self.device))
         level = self.threshold.at(area.ml)
         regions = verdict_regions(judged, volume.geometry, level)
         count = float(len(regions)) if self.detector.localises else float("nan")
@@ -107,7 +107,7 @@ class Judge:
         """The detector's own score and map of some slices, as the paper protocol takes them."""
         with _quiet():
             area = area or search_area(volume, self.detector)
-            return own_map(volume, self.detector, area.slab(z).box, device=self.device)
+            return own_map(volume, self.detector, area.slab(z).box, Looking(device=self.device))
 
 
 @contextmanager

@@ -49,6 +49,20 @@ class Area:
         return Area((slice(low, high) if low < high else z, *self.box[1:]), self.slice_ml)
 
 
+@dataclass(frozen=True)
+class Looking:
+    """How a box is looked at.
+
+    name: of the detector, for messages. step: only every so-maniest slice is looked at. batch: slices at a time, for a
+    detector of slices.
+    """
+
+    name: str = ""
+    step: int = 1
+    device: str = "cpu"
+    batch: int = 4
+
+
 @dataclass(frozen=True, eq=False)
 class Judged:
     """What a detector says of a box.
@@ -93,7 +107,7 @@ def detect_volume(
     step = _fast_step(volume.geometry) if fast else 1
     area = search_area(volume, detector)
     level = threshold.at(area.ml)
-    judged = judge_box(volume, detector, area.box, name=name, step=step, device=device, batch=batch)
+    judged = judge_box(volume, detector, area.box, Looking(name, step, device, batch))
     regions = verdict_regions(judged, volume.geometry, level)
     return Verdict(name, model_id, judged.score, level, judged.map, volume.geometry, regions)
 
@@ -103,21 +117,9 @@ def search_area(volume: Volume, detector: Detector) -> Area:
     return _lungs(volume) if detector.area == "lungs" else _body(volume)
 
 
-def judge_box(
-    volume: Volume,
-    detector: Detector,
-    box: Box,
-    *,
-    name: str = "",
-    step: int = 1,
-    device: str = "cpu",
-    batch: int = 4,
-) -> Judged:
-    """What a detector says of a box, weighed; as `detect_volume` says.
-
-    step: only every so-maniest slice is looked at.
-    """
-    score, map_ = own_map(volume, detector, box, name=name, step=step, device=device, batch=batch)
+def judge_box(volume: Volume, detector: Detector, box: Box, how: Looking) -> Judged:
+    """What a detector says of a box, weighed; as `detect_volume` says."""
+    score, map_ = own_map(volume, detector, box, how)
     if not detector.localises:
         return Judged(score, map_, map_)
     spacing = volume.geometry.spacing_zyx_mm
@@ -128,43 +130,34 @@ def judge_box(
     return Judged(float(weighed.max()), kept, weighed)
 
 
-def own_map(
-    volume: Volume,
-    detector: Detector,
-    box: Box,
-    *,
-    name: str = "",
-    step: int = 1,
-    device: str = "cpu",
-    batch: int = 4,
-) -> tuple[float, NDArray[np.float32]]:
+def own_map(volume: Volume, detector: Detector, box: Box, how: Looking) -> tuple[float, NDArray[np.float32]]:
     """The highest of the detector's own scores of a box, and its own map (0..1, on the volume's grid), as the paper has
     them."""
-    indices = list(range(box[0].start, box[0].stop, step))
+    indices = list(range(box[0].start, box[0].stop, how.step))
     flat = detector.dims == 2
-    size = batch if flat else BLOCK
+    size = how.batch if flat else BLOCK
     batches = [indices[i : i + size] for i in range(0, len(indices), size)]
     judged = _judge if flat else _judge_blocks
     map_ = np.zeros(volume.hu.shape, dtype=np.float32)
     score = -np.inf
     was_training = detector.training
-    detector.to(device).eval()
+    detector.to(how.device).eval()
     channels_last(detector)
     try:
-        done = zip(batches, judged(volume, detector, batches, box[1:], device), strict=True)
+        done = zip(batches, judged(volume, detector, batches, box[1:], how.device), strict=True)
         quiet = not log.isEnabledFor(20)  # logging.INFO
         for slices, (scores, maps) in progress(done, "slices", len(batches), quiet):
             if not (np.isfinite(scores).all() and np.isfinite(maps).all()):
                 raise ModelError(
-                    f"detector {name!r} gave no number for slices {slices[0]} to {slices[-1]}",
+                    f"detector {how.name!r} gave no number for slices {slices[0]} to {slices[-1]}",
                     remedy="its weights are damaged, or voxels of the scan are not numbers",
                 )
             score = max(score, float(scores.max()))
             if not detector.localises:
                 continue
             for z, plane in zip(slices, maps, strict=True):
-                first = max(box[0].start, z - (step - 1) // 2)
-                last = box[0].stop if z == indices[-1] else z + step // 2 + 1
+                first = max(box[0].start, z - (how.step - 1) // 2)
+                last = box[0].stop if z == indices[-1] else z + how.step // 2 + 1
                 map_[first:last, box[1], box[2]] = plane
     finally:
         detector.to(memory_format=torch.contiguous_format).train(was_training)  # type: ignore[call-overload]
