@@ -81,21 +81,19 @@ def draw(rows: Rows) -> bytes:
                 curve = [one for one in own if (one["generator"], one["figure"]) == (generator, name)]
                 x, y = [int(one["step"]) for one in curve], [float(one["value"]) for one in curve]
                 (lines[generator],) = axes.plot(x, y, color=colour, linewidth=1.2)
-            _label(axes, detector if row == 0 else "", name.replace("_", " "), held_out=row == 1)
+            axes.tick_params(labelsize=6, colors=MUTED, length=2)
+            axes.spines[["top", "right"]].set_visible(False)
             if column == row == 0:
                 axes.set_ylabel("training loss", fontsize=7, color=MUTED)
+            if row == 0:
+                axes.set_title(detector, fontsize=9, color=INK, pad=3)
+                continue
+            axes.set_title(f"held-out {judged.replace('_', ' ')}", fontsize=7, color=MUTED, pad=3)
+            axes.set_ylim(0, 1)
+            axes.set_xlabel("step", fontsize=7, color=MUTED)
     words = [f"learns from {generator}" if generator else "" for generator in lines]
     figure.legend(lines.values(), words, fontsize=8, frameon=False, loc="upper center", ncol=3)
     return as_png(figure)
-
-
-def _label(axes: Any, title: str, figure: str, *, held_out: bool) -> None:
-    axes.set_title(title or f"held-out {figure}", fontsize=9 if title else 7, color=INK if title else MUTED, pad=3)
-    if held_out:
-        axes.set_ylim(0, 1)
-        axes.set_xlabel("step", fontsize=7, color=MUTED)
-    axes.tick_params(labelsize=6, colors=MUTED, length=2)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _read(path: Path) -> Sequence[dict[str, Any]]:

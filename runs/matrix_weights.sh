@@ -5,7 +5,7 @@
 #
 # DATA is a folder of forgeries (`ctguard synth`), NODULES an index of untouched ones (`ctguard phantom --blocks`).
 # OUT/matrix becomes what `ctguard bench detection --matrix` takes.
-# About 8 minutes each on one core, 16 for `volumetric`. Every step can be killed and started again. See MISUSE.md.
+# About 8 to 15 minutes each on one core, 18 for `volumetric`. Every step can be killed and started again. See MISUSE.md.
 set -euo pipefail
 out=$(realpath -m "${1:?usage: runs/matrix_weights.sh OUT DATA NODULES}")
 data=$(realpath "${2:?usage: runs/matrix_weights.sh OUT DATA NODULES}")
